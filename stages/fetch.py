@@ -1,0 +1,28 @@
+"""Bring the base model in and pin it, once, whatever is swept after it.
+
+Reads the source that `model` names; writes `artifacts/base`: tokenizer, configs, the pin of every
+weight file, and the weights where the source has no local copy of its own.
+"""
+
+from typing import Any
+
+from conf.schema import Model
+from stages.runtime import Paths, replacing, run_stage
+
+
+def fetch(paths: Paths, model: Model) -> dict[str, Any]:
+    from stages.models.shape import architecture, count_parameters
+    from stages.models.sources import bring, weights_folder
+
+    with replacing(paths.base) as folder:
+        pin = bring(model, folder)
+    return {
+        "parameters": count_parameters(weights_folder(paths.base)),
+        "bytes": sum(file["bytes"] for file in pin["weights"].values()),
+        "revision": pin["revision"],
+        "architecture": architecture(paths.base),
+    }
+
+
+if __name__ == "__main__":
+    run_stage(fetch)

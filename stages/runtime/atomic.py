@@ -1,0 +1,43 @@
+"""Outputs appear whole or not at all: written to a sibling, then renamed."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a sibling of `path` to write to; on success it takes `path`'s place.
+
+    The sibling does not exist yet: make a folder or a file of it. After an exception it is
+    deleted, and what stood at `path` still stands.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    _delete(partial)
+    try:
+        yield partial
+    except BaseException:
+        _delete(partial)
+        raise
+    if path.is_dir():
+        _delete(path)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write sorted JSON; NaN and infinities are refused (ValueError)."""
+    with replacing(path) as partial:
+        text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

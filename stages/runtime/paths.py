@@ -1,0 +1,63 @@
+"""Every path of the pipeline, in one place; `dvc.yaml` names the same."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The places below a project's root."""
+
+    root: Path = Path()
+
+    @property
+    def params(self) -> Path:
+        return self.root / "params.yaml"
+
+    @property
+    def base(self) -> Path:
+        return self.root / "artifacts/base"
+
+    @property
+    def prepared(self) -> Path:
+        return self.root / "data/prepared"
+
+    @property
+    def contract(self) -> Path:
+        return self.prepared / "contract.json"
+
+    @property
+    def quantized(self) -> Path:
+        return self.root / "artifacts/quantized"
+
+    @property
+    def adapter(self) -> Path:
+        return self.root / "artifacts/adapter"
+
+    @property
+    def merged(self) -> Path:
+        return self.root / "artifacts/merged"
+
+    @property
+    def export(self) -> Path:
+        return self.root / "artifacts/export"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
+
+    @property
+    def loss(self) -> Path:
+        return self.root / "plots/loss.csv"
+
+    @property
+    def page(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def state(self) -> Path:
+        """What is neither input nor output: checkpoints, the live MLflow run."""
+        return self.root / ".loradag"
+
+    def report(self, stage: str) -> Path:
+        return self.reports / f"{stage}.json"
