@@ -178,7 +178,7 @@ class Adapter:
     bias: str | None = one_of("none", "all", "lora_only")
     target_modules: Any = MISSING  # "all-linear", or a list of module names
     modules_to_save: list[str] | None = MISSING  # trained whole beside the adapter
-    bits: int | None = between(2, 8)  # quantized_lora, loftq
+    bits: int | None = between(2, 8)  # quantized_lora
 
 
 @dataclass
@@ -187,7 +187,8 @@ class Train:
 
     method: str = one_of("sft", "qat", "bitnet")
     loss: str = one_of("full", "completion")
-    packing: bool = MISSING
+    packing: bool = MISSING  # several short rows in one, none seeing another
+    packing_tokens: int = at_least(8)  # tokens a packed row
     learning_rate: float = above(0)
     scheduler: str = one_of(
         "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"
@@ -375,6 +376,7 @@ def _combinations(config: Config) -> Iterable[Problem]:
     yield from _prepare_rules(config)
     yield from _quantize_rules(config.quantize)
     yield from _method_rules(config)
+    yield from _train_rules(config)
     if config.evaluate.stride > config.evaluate.window:
         yield Problem(
             "evaluate.stride", config.evaluate.stride,
@@ -409,6 +411,7 @@ def _prepare_rules(config: Config) -> Iterable[Problem]:
     for key, tokens in (
         ("prepare.max_tokens", prepare.max_tokens),
         ("evaluate.window", config.evaluate.window),
+        ("train.packing_tokens", config.train.packing_tokens),
     ):
         if model.context is not None and tokens > model.context:
             yield Problem(
@@ -423,6 +426,24 @@ def _prepare_rules(config: Config) -> Iterable[Problem]:
             "has no boundary between prompt and completion, so train.loss and evaluate.loss "
             "cannot be completion",
             "Set both to full.",
+        )  # fmt: skip
+
+
+def _train_rules(config: Config) -> Iterable[Problem]:
+    train = config.train
+    if train.checkpoint_steps % train.logging_steps:
+        yield Problem(
+            "train.checkpoint_steps", train.checkpoint_steps,
+            f"must be a multiple of train.logging_steps = {train.logging_steps}, or a resumed "
+            "training would log another loss",
+            "Change one of them.",
+        )  # fmt: skip
+    if train.packing and train.packing_tokens < config.prepare.max_tokens:
+        yield Problem(
+            "train.packing_tokens", train.packing_tokens,
+            f"is less than prepare.max_tokens = {config.prepare.max_tokens}, so packing would cut "
+            "rows",
+            "Raise it to prepare.max_tokens or more.",
         )  # fmt: skip
 
 
@@ -472,13 +493,28 @@ def _method_rules(config: Config) -> Iterable[Problem]:
             if getattr(adapter, name) is None:
                 rule = f"is needed by adapter.variant = {adapter.variant}"
                 yield Problem(f"adapter.{name}", None, rule, f"Set adapter.{name}.")
-    if adapter.variant in ("pissa", "loftq") and quantize.scheme != "none":
+    if adapter.variant == "pissa" and quantize.scheme != "none":
         yield Problem(
-            "adapter.variant", adapter.variant,
-            "starts from the full-precision weights and quantises the rest itself, so it cannot "
-            f"stand on quantize.scheme = {quantize.scheme}",
-            "Set quantize=none, or choose lora, rslora or dora.",
+            "adapter.variant", "pissa",
+            "takes its start out of the full-precision weights, so it cannot stand on "
+            f"quantize.scheme = {quantize.scheme}",
+            "Set quantize=none, or choose loftq, which starts at the quantisation's error.",
         )  # fmt: skip
+    if adapter.variant == "loftq":
+        if quantize.scheme != "nf4":
+            yield Problem(
+                "adapter.variant", "loftq",
+                "starts at the error of a 4-bit base, so it cannot stand on "
+                f"quantize.scheme = {quantize.scheme}",
+                "Set quantize=nf4.",
+            )  # fmt: skip
+        if config.merge.base != "dequantized":
+            yield Problem(
+                "merge.base", config.merge.base,
+                "would count the quantisation's error twice, for adapter.variant = loftq has "
+                "learned it",
+                "Set merge.base=dequantized.",
+            )  # fmt: skip
     if train.method == "bitnet" and (adapter.variant, quantize.scheme) != ("none", "none"):
         yield Problem(
             "train.method", "bitnet",

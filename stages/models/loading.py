@@ -60,16 +60,11 @@ def is_adapter(paths: Paths) -> bool:
     return (paths.adapter / "adapter_config.json").exists()
 
 
-def load_tuned(paths: Paths, dtype: torch.dtype) -> Any:
-    """The model as trained: quantized base and adapter, or the whole checkpoint.
-
-    With an adapter this is a `PeftModel`, whose `disable_adapter()` is the quantized base.
-    """
+def load_tuned(paths: Paths, quantized: Any) -> Any:
+    """The model as trained: the adapter put on `quantized`, or the whole checkpoint instead."""
     if not is_adapter(paths):
-        return load_model(paths.adapter, dtype)
+        return load_model(paths.adapter, quantized.dtype)
     from peft import PeftModel
 
     # peft would lift 16-bit adapters to float32 by itself; what was trained is what is measured.
-    return PeftModel.from_pretrained(
-        load_quantized(paths, dtype), paths.adapter, autocast_adapter_dtype=False
-    ).eval()
+    return PeftModel.from_pretrained(quantized, paths.adapter, autocast_adapter_dtype=False).eval()

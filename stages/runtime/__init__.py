@@ -2,7 +2,7 @@
 
 from conf.schema import LoradagError
 from stages.runtime.atomic import replacing, write_json
-from stages.runtime.device import compute_dtype, device, peak_rss_bytes
+from stages.runtime.device import compute_dtype, device, peak_memory_bytes, peak_rss_bytes
 from stages.runtime.paths import Paths
 from stages.runtime.stage import run_stage
 
@@ -11,6 +11,7 @@ __all__ = [
     "Paths",
     "compute_dtype",
     "device",
+    "peak_memory_bytes",
     "peak_rss_bytes",
     "replacing",
     "run_stage",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import sys
@@ -29,6 +30,9 @@ def configure(runtime: Runtime) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # cuBLAS is deterministic only with a fixed workspace.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Kernels of torchao for other machines than this, and what it registers with torch: noise.
+    os.environ.setdefault("TORCHAO_SKIP_LOADING_SO_FILES", "1")
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 
 def threads() -> int:
@@ -81,3 +85,12 @@ def peak_rss_bytes() -> int:
     """The most memory this process has held so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_memory_bytes() -> int:
+    """The most memory held on the device that computes: the GPU's, or this process's."""
+    import torch
+
+    if torch.cuda.is_available() and device() == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    return peak_rss_bytes()

@@ -1,0 +1,1 @@
+"""What is trained: LoRA and its variants."""

@@ -1,0 +1,47 @@
+"""Perplexity of base, quantized base and adapter on held-out rows, and greedy samples of them.
+
+Reads `data/prepared`, `artifacts/base`, `artifacts/quantized` and `artifacts/adapter`; writes
+nothing but its report.
+"""
+
+from typing import Any
+
+from conf.schema import Evaluate
+from stages.runtime import Paths, compute_dtype, run_stage
+
+
+def evaluate(paths: Paths, evaluate: Evaluate) -> dict[str, Any]:
+    from stages.metrics.held_out import HeldOut
+    from stages.models.loading import (
+        is_quantized,
+        load_base,
+        load_quantized,
+        load_tokenizer,
+        load_tuned,
+    )
+    from stages.text.contract import hold, read_contract
+    from stages.text.rows import read_rows
+
+    tokenizer = load_tokenizer(paths.base)
+    hold(tokenizer, read_contract(paths.contract))
+    held_out = HeldOut(tokenizer, read_rows(paths.prepared / "eval.parquet"), evaluate)
+    dtype = compute_dtype(evaluate.dtype)
+
+    model = load_base(paths, dtype)
+    base, base_says = held_out.measure(model), held_out.sample(model)
+    if is_quantized(paths):
+        model = load_quantized(paths, dtype)
+    quantized = held_out.measure(model) if is_quantized(paths) else base
+    model = load_tuned(paths, model)
+    adapter, adapter_says = held_out.measure(model), held_out.sample(model)
+    says = zip(held_out.prompts, base_says, adapter_says, strict=True)
+    return {
+        "base": base,
+        "quantized": quantized,
+        "adapter": adapter,
+        "samples": [dict(zip(("prompt", "base", "adapter"), said, strict=True)) for said in says],
+    }
+
+
+if __name__ == "__main__":
+    run_stage(evaluate)

@@ -1,0 +1,141 @@
+"""Perplexity over sliding windows, in bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+# Logits held at once: of a large vocabulary they outgrow the model itself.
+LOGIT_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Score:
+    """Negative log-likelihood, summed over the tokens that it was taken of.
+
+    Attributes:
+        nll_sum: in nats.
+        tokens: scored tokens.
+    """
+
+    nll_sum: float
+    tokens: int
+
+    @property
+    def nll(self) -> float:
+        """Nats a token."""
+        return self.nll_sum / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp(sum of NLL / tokens): over tokens, never a mean over batches."""
+        return math.exp(self.nll)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens that a model reads, and those of them that are scored (0 or 1 each)."""
+
+    ids: list[int]
+    scored: list[int]
+
+
+def windows(ids: list[int], mask: list[int], window: int, stride: int) -> Iterator[Window]:
+    """Cut a row so that every token but the first is scored once, with the most context.
+
+    Each window after the first scores its last `stride` tokens; those before are its context, at
+    least `window - stride` tokens (https://huggingface.co/docs/transformers/perplexity).
+
+    Args:
+        mask: 1 where a token counts.
+    """
+    done = 1  # nothing predicts the first token
+    for begin in range(0, len(ids), stride):
+        end = min(begin + window, len(ids))
+        scored = [int(at >= done and mask[at]) for at in range(begin, end)]
+        if any(scored):
+            yield Window(ids[begin:end], scored)
+        done = max(done, end)
+        if end == len(ids):
+            return
+
+
+def score(
+    model: Any,
+    rows: list[list[int]],
+    masks: list[list[int]] | None,
+    *,
+    window: int,
+    stride: int,
+    batch_tokens: int,
+) -> Score:
+    """The NLL of `rows` under `model`; each row starts with an empty context.
+
+    Args:
+        rows: token ids.
+        masks: 1 where a token counts, a list a row; None: all do.
+        window: tokens that the model reads at once, at most.
+        stride: tokens that a window moves on by.
+        batch_tokens: tokens a forward pass, padding included.
+    """
+    import torch
+    from tqdm import tqdm
+
+    masks = masks or [[1] * len(row) for row in rows]
+    cut = [
+        piece
+        for row, mask in zip(rows, masks, strict=True)
+        for piece in windows(row, mask, window, stride)
+    ]
+    cut.sort(key=lambda w: len(w.ids))
+    nll_sum, tokens = 0.0, 0
+    with torch.inference_mode(), tqdm(total=len(cut), unit="windows", desc="perplexity") as bar:
+        for batch in _batches(cut, batch_tokens):
+            longest = len(batch[-1].ids)
+            ids = torch.tensor([w.ids + [0] * (longest - len(w.ids)) for w in batch])
+            scored = torch.tensor([w.scored + [0] * (longest - len(w.ids)) for w in batch])
+            nll = token_nll(model, ids.to(model.device)).cpu()
+            nll_sum += float((nll.double() * scored[:, 1:]).sum())
+            tokens += int(scored[:, 1:].sum())
+            bar.update(len(batch))
+    return Score(nll_sum, tokens)
+
+
+def token_nll(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """NLL of each token after the first, in nats: (batch, time) to (batch, time - 1).
+
+    Rows may be padded on the right: a causal model's earlier tokens do not see it. A long row is
+    read in parts over the key-value cache, so that its logits are never all there at once.
+    """
+    import torch
+
+    batch, length = ids.shape
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    part = max(1, LOGIT_BYTES // (4 * vocabulary * batch))
+    cache, parts = None, []
+    for begin in range(0, length - 1, part):
+        end = min(begin + part, length - 1)
+        output = model(ids[:, begin:end], past_key_values=cache, use_cache=end < length - 1)
+        cache = output.past_key_values
+        logits = output.logits.float().flatten(0, 1)
+        targets = ids[:, begin + 1 : end + 1].flatten()
+        nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        parts.append(nll.view(batch, -1))
+    return torch.cat(parts, dim=1)
+
+
+def _batches(cut: list[Window], batch_tokens: int) -> Iterator[list[Window]]:
+    """Windows sorted by length, in batches of at most `batch_tokens` (one window at least)."""
+    batch: list[Window] = []
+    for window in cut:
+        if batch and (len(batch) + 1) * len(window.ids) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch

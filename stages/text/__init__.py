@@ -1,0 +1,1 @@
+"""Rows to tokens: sources, templates, the token contract, prepared rows."""

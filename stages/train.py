@@ -1,0 +1,70 @@
+"""Train the adapter on the frozen, quantized base; or every weight, where there is no adapter.
+
+Reads `data/prepared` and `artifacts/quantized` (and the base that it stands for); writes
+`artifacts/adapter` and the loss curve. Stopped at any moment, it goes on from its last checkpoint
+to the same bytes.
+"""
+
+import shutil
+import time
+from dataclasses import asdict
+from typing import Any
+
+from conf.schema import Adapter, Train
+from stages.runtime import Paths, compute_dtype, device, peak_memory_bytes, replacing, run_stage
+
+
+def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> dict[str, Any]:
+    from stages.models.loading import load_tokenizer
+    from stages.text.contract import hold, read_contract
+    from stages.text.rows import read_rows
+    from stages.tracking.live import live_callback
+    from stages.training.checkpoints import inputs_key, last_checkpoint
+    from stages.training.curve import final_loss, write_curve
+    from stages.training.method import load_trainable, save_trained
+    from stages.training.trainer import make_trainer
+
+    tokenizer = load_tokenizer(paths.base)
+    hold(tokenizer, read_contract(paths.contract))
+    options = [asdict(adapter), asdict(train), seed]
+    files = [*paths.prepared.iterdir(), *paths.quantized.iterdir(), paths.base / "pin.json"]
+    key = inputs_key(options, files)
+    checkpoints = paths.state / "checkpoints" / key
+    dtype = compute_dtype(train.dtype)
+
+    model = load_trainable(paths, adapter, train, seed, dtype, checkpoints)
+    trainer = make_trainer(
+        model, tokenizer, read_rows(paths.prepared / "train.parquet"), train, seed, dtype,
+        checkpoints, [live_callback(paths, key)],
+    )  # fmt: skip
+    checkpoint = last_checkpoint(checkpoints)
+    resumed = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = time.perf_counter() - started
+
+    with replacing(paths.adapter) as folder:
+        save_trained(trainer.model, paths, adapter, train, folder, checkpoints)
+    write_curve(paths.loss, trainer.state.log_history)
+    shutil.rmtree(checkpoints)
+    state, parameters = trainer.state, list(trainer.model.parameters())
+    return {
+        "method": train.method if adapter.variant == "none" else adapter.variant,
+        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "total_parameters": trainer.model.num_parameters(),
+        "steps": state.global_step,
+        "tokens": int(state.num_input_tokens_seen),
+        "final_loss": final_loss(state.log_history),
+        "tokens_per_second": round(
+            state.num_input_tokens_seen * (1 - resumed / state.global_step) / seconds, 3
+        ),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "resumed_from_step": resumed,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": device(),
+        "checkpoint_key": key,
+    }
+
+
+if __name__ == "__main__":
+    run_stage(train)

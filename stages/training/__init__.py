@@ -1,0 +1,1 @@
+"""The training loop: trl's SFTTrainer, resumable, guarded, deterministic."""
