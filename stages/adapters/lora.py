@@ -78,8 +78,6 @@ def save_adapter(tuned: Any, adapter: Adapter, folder: Path, state: Path, base: 
 
     pissa trains on W - B0 A0; with its start at hand peft writes it as an update of W, at rank 2r.
     """
-    # peft would record where the base lay while training: not portable, not the same bytes.
-    tuned.peft_config["default"].base_model_name_or_path = base
     options = {}
     if adapter.variant == "pissa":
         options["path_initial_model_for_weight_conversion"] = str(state / INITIAL)
@@ -97,7 +95,10 @@ def _start_from_error(tuned: Any, weights: Path) -> None:
 
 
 def _sort_config(path: Path, base: str) -> None:
-    """peft writes sets in an order that changes from process to process."""
+    """Make the config portable and the same bytes each time.
+
+    peft records where the base lay, and writes sets in an order that changes from run to run.
+    """
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base
     for key, value in config.items():

