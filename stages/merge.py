@@ -1,0 +1,26 @@
+"""Merge the adapter into its base, and prove that the merged model computes what was trained.
+
+Reads `artifacts/base`, `artifacts/quantized`, `artifacts/adapter` and held-out rows of
+`data/prepared`; writes `artifacts/merged`, a model that stands alone. Past `merge.tolerance` the
+stage fails, says by how much, and leaves none.
+"""
+
+from typing import Any
+
+from conf.schema import Merge
+from stages.runtime import Paths, peak_rss_bytes, replacing, run_stage
+
+
+def merge(paths: Paths, merge: Merge) -> dict[str, Any]:
+    from stages.merging.folder import write_merged
+    from stages.merging.gate import hold_parity
+
+    with replacing(paths.merged) as folder:
+        write_merged(paths, folder, base=merge.base, dtype=merge.dtype)
+        peak = peak_rss_bytes()
+        parity = hold_parity(paths, folder, merge)
+    return {"base": merge.base, "peak_rss_bytes": peak, **parity}
+
+
+if __name__ == "__main__":
+    run_stage(merge)

@@ -1,0 +1,1 @@
+"""The adapter into its base, a tensor at a time."""

@@ -1,0 +1,59 @@
+"""The merged model as a folder that stands alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.merging.streaming import merge_streaming
+from stages.models.loading import is_adapter, is_quantized
+from stages.models.sources import PATTERNS, PIN, weights_folder
+from stages.runtime import Paths
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+
+def write_merged(paths: Paths, folder: Path, *, base: str, dtype: str) -> None:
+    """Fill `folder` with the tuned model: weights, configs, tokenizer, chat template.
+
+    Where every weight was trained, that checkpoint is the merged model. Else the adapter is merged
+    into the `original` base, or into the `dequantized` weights that training saw.
+    """
+    folder.mkdir(parents=True)
+    _copy(paths.base, folder, weights=False)
+    if not is_adapter(paths):
+        _copy(paths.adapter, folder, weights=True)
+        return
+    untied = merge_streaming(
+        weights_folder(paths.base),
+        paths.adapter,
+        folder,
+        dtype=dtype,
+        weights=_dequantized(paths) if base == "dequantized" and is_quantized(paths) else None,
+    )
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if dtype != "auto":
+        config.pop("torch_dtype", None)  # the older spelling
+        config["dtype"] = dtype
+    if untied:
+        config["tie_word_embeddings"] = False
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _dequantized(paths: Paths) -> Iterator[tuple[str, torch.Tensor]]:
+    from stages.quant.dequantize import dequantized
+
+    return dequantized(paths.quantized)
+
+
+def _copy(source: Path, folder: Path, *, weights: bool) -> None:
+    for pattern in PATTERNS:
+        for file in sorted(source.glob(pattern)):
+            if file.name != PIN and (weights or ".safetensors" not in file.name):
+                shutil.copyfile(file, folder / file.name)

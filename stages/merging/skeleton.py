@@ -1,0 +1,40 @@
+"""What a model's class says of its weights, known without loading any."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """Names are the model's own; a checkpoint may leave out `prefix`."""
+
+    parameters: frozenset[str]
+    tied: dict[str, str]  # parameter: the one whose storage it shares
+    transposed: frozenset[str]  # modules that store (in, out): GPT-2's Conv1D
+    prefix: str
+
+    def parameter(self, stored: str) -> str:
+        """The model's name of a tensor that a checkpoint calls `stored`."""
+        whole = f"{self.prefix}.{stored}"
+        return whole if stored not in self.parameters and whole in self.parameters else stored
+
+
+def read_skeleton(folder: Path) -> Skeleton:
+    """The skeleton of the model that `folder`'s config describes."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return Skeleton(
+        parameters=frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
+        tied=dict(model.all_tied_weights_keys),
+        transposed=frozenset(
+            name for name, module in model.named_modules() if isinstance(module, Conv1D)
+        ),
+        prefix=str(model.base_model_prefix),
+    )
