@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 
@@ -340,6 +340,7 @@ def _read(cls: type, raw: Any, prefix: str, malformed: list[Problem], unruly: li
         remedy = f"Did you mean {prefix}{close[0]}?" if close else f"Known: {', '.join(fields)}."
         malformed.append(Problem(f"{prefix}{key}", raw[key], "is not a known key", remedy))
     values: dict[str, Any] = {}
+    typed = OmegaConf.structured(cls)
     for name, spec in fields.items():
         key = f"{prefix}{name}"
         if raw.get(name, MISSING) == MISSING:
@@ -348,7 +349,7 @@ def _read(cls: type, raw: Any, prefix: str, malformed: list[Problem], unruly: li
         elif isinstance(spec.type, type) and dataclasses.is_dataclass(spec.type):
             values[name] = _read(spec.type, raw[name], f"{key}.", malformed, unruly)
         else:
-            values[name] = _convert(cls, spec, key, raw[name], malformed)
+            values[name] = _convert(typed, spec, key, raw[name], malformed)
             rule: Rule | None = spec.metadata.get("rule")
             if rule and values[name] is not None and not rule.holds(values[name]):
                 unruly.append(Problem(key, values[name], rule.text, rule.remedy))
@@ -356,11 +357,13 @@ def _read(cls: type, raw: Any, prefix: str, malformed: list[Problem], unruly: li
 
 
 def _convert(
-    cls: type, spec: dataclasses.Field[Any], key: str, value: Any, malformed: list[Problem]
+    typed: DictConfig, spec: dataclasses.Field[Any], key: str, value: Any, malformed: list[Problem]
 ) -> Any:
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(cls), {spec.name: value})
-        return OmegaConf.to_container(merged)[spec.name]  # type: ignore[index,call-overload]
+        typed[spec.name] = value
+        converted = typed[spec.name]
+        is_node = OmegaConf.is_config(converted)
+        return OmegaConf.to_container(converted) if is_node else converted
     except OmegaConfBaseException:
         kind = (
             spec.type if isinstance(spec.type, str) else getattr(spec.type, "__name__", spec.type)
