@@ -41,9 +41,7 @@ def _quotes(_: Prepare) -> Iterator[Fields]:
     for tag in QUOTE_FILES:
         text = (folder / tag).read_text(encoding="utf-8")
         for entry in re.split(r"\n%\n", text):
-            # Typewriter underlining and bold: a character struck over by the next.
-            clean = re.sub(r".\x08", "", entry)
-            quote, *authors = re.split(r"\n\s*-- ", clean)
+            quote, *authors = re.split(r"\n\s*-- ", _strike(entry))
             fields = {"quote": _one_line(quote), "tags": tag}
             if len(authors) == 1:  # several: a dialogue
                 fields["author"] = _one_line(authors[0])
@@ -109,6 +107,13 @@ def _load(load: Any, where: str, remedy: str) -> Iterator[Fields]:
 def _gzip_lines(path: Path) -> list[str]:
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return file.read().splitlines()
+
+
+def _strike(text: str) -> str:
+    """Undo typewriter underlining and bold: characters struck over by those after a backspace."""
+    while "\b" in text:
+        text = re.sub(r"[^\x08]?\x08", "", text, count=1)
+    return text
 
 
 def _one_line(text: str) -> str:

@@ -79,7 +79,7 @@ def encode(prompt: str, completion: str, tokenizer: Any) -> tuple[list[int], lis
     )
     ids: list[int] = list(encoded["input_ids"])
     mask = [int(end > len(prompt)) for _, end in encoded["offset_mapping"]]
-    if ids[-1] != tokenizer.eos_token_id:
+    if ids[-1:] != [tokenizer.eos_token_id]:
         ids.append(tokenizer.eos_token_id)
         mask.append(1)
     return ids, mask

@@ -1,0 +1,133 @@
+"""What composes, what is refused, and in which words."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from conf.compose import compose, plain
+from conf.schema import ConfigError, LoradagError, load_config, validate
+from tests.conftest import ROOT
+
+GROUPS = ("model", "prepare", "quantize", "adapter", "train", "evaluate", "merge", "export")
+OPTIONS = [
+    (group, path.stem)
+    for group in GROUPS
+    for path in sorted((ROOT / "conf" / group).glob("*.yaml"))
+]
+EXPERIMENTS = [path.stem for path in sorted((ROOT / "conf/experiment").glob("*.yaml"))]
+# What an option needs beside it.
+COMPANIONS = {
+    ("model", "local"): ["model.path=/models/mine"],
+    ("prepare", "file"): ["prepare.path=rows.jsonl"],
+    ("prepare", "guanaco"): ["prepare.max_tokens=256"],
+    ("adapter", "none"): ["quantize=none"],
+    ("adapter", "pissa"): ["quantize=none"],
+    ("adapter", "loftq"): ["merge.base=dequantized"],
+    ("train", "bitnet"): ["quantize=none", "adapter=none"],
+    ("train", "qat"): ["quantize=none"],
+}
+
+
+def problems_of(*overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        compose(list(overrides))
+    return [problem.key for problem in caught.value.problems]
+
+
+def test_committed_params_are_what_conf_composes_to() -> None:
+    assert (ROOT / "params.yaml").read_text(encoding="utf-8") == OmegaConf.to_yaml(compose([])), (
+        "params.yaml is stale: write it with `python -m conf`"
+    )
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes(group: str, option: str) -> None:
+    compose([f"{group}={option}", *COMPANIONS.get((group, option), [])])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes(name: str) -> None:
+    compose([f"experiment={name}"])
+
+
+def test_all_problems_come_at_once_with_key_value_rule_and_remedy() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(["adapter.r=0", "adapter.dropout=1.5", "evaluate.window=9000", "train.method=sgd"])
+    message = str(caught.value)
+    for part in ("adapter.r = 0", "adapter.dropout = 1.5", "evaluate.window = 9000",
+                 "model.context = 8192", "train.method = 'sgd'", "sft, qat, bitnet"):  # fmt: skip
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        (["adapter=none"], ["adapter.variant"]),
+        (["adapter=pissa"], ["adapter.variant"]),
+        (["adapter=loftq"], ["merge.base"]),
+        (["train=bitnet"], ["train.method"]),
+        (["train=qat"], ["train.method"]),
+        (["quantize=static_w8a8", "quantize.reads=artifacts/base"], ["quantize.reads"]),
+        (
+            ["quantize.scheme=symmetric"],
+            ["quantize.bits", "quantize.granularity", "quantize.symmetric_range"],
+        ),
+        (
+            ["prepare=guanaco", "train.loss=completion"],
+            ["train.packing_tokens", "prepare.template"],
+        ),
+        (["evaluate.stride=512"], ["evaluate.stride"]),
+        (["train.logging_steps=7"], ["train.checkpoint_steps"]),
+        (["prepare.eval_fraction=0.99"], ["prepare.eval_fraction"]),
+        (["model.source=hub", "model.id=null"], ["model.id"]),
+    ],
+)
+def test_what_cannot_work_together_is_refused(overrides: list[str], keys: list[str]) -> None:
+    assert set(problems_of(*overrides)) & set(keys) == set(problems_of(*overrides))
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("adapter.rank=4", "rank"),
+        ("adapter.r=many", "Integer"),
+        ("quantize=nf5", "nf4"),
+        ("no_group=x", "no_group"),
+    ],
+)
+def test_hydra_refuses_before_any_stage(override: str, says: str) -> None:
+    with pytest.raises(LoradagError, match=says):
+        compose([override])
+
+
+def test_a_hand_edited_file_is_checked_the_same_way(tmp_path: Path) -> None:
+    raw = plain(compose([]))
+    raw["adapter"]["alphas"] = raw["adapter"].pop("alpha")
+    raw["train"]["max_steps"] = "sixty"
+    path = tmp_path / "params.yaml"
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(raw)), encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    keys = {problem.key for problem in caught.value.problems}
+    assert keys == {"adapter.alphas", "adapter.alpha", "train.max_steps"}
+    assert "Did you mean adapter.alpha?" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "- a list", "model: [", "model: 3"])
+def test_a_broken_file_is_one_clear_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"params\.yaml has"):
+        load_config(path)
+
+
+def test_a_missing_file_says_how_to_make_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="python -m conf"):
+        load_config(tmp_path / "params.yaml")
+
+
+def test_numbers_written_as_yaml_strings_are_numbers() -> None:
+    raw = plain(compose([]))
+    raw["train"]["learning_rate"] = "1e-4"
+    assert validate(raw).train.learning_rate == 1e-4
