@@ -1,0 +1,30 @@
+"""Store the frozen base at fewer bits, once, and measure the error that makes.
+
+Reads `artifacts/base` (and the calibration rows, where the scheme needs them); writes
+`artifacts/quantized`: a checkpoint that later stages load without quantising again. With
+`quantize=none` that folder only says so, and later stages load the base.
+"""
+
+from typing import Any
+
+from conf.schema import Quantize
+from stages.runtime import Paths, peak_rss_bytes, replacing, run_stage, write_json
+
+
+def quantize(paths: Paths, quantize: Quantize) -> dict[str, Any]:
+    from stages.models.sources import weights_folder
+    from stages.quant.checkpoint import measure_unquantized, quantize_checkpoint
+
+    base = weights_folder(paths.base)
+    with replacing(paths.quantized) as folder:
+        folder.mkdir()
+        if quantize.scheme == "none":
+            measured = measure_unquantized(base)
+        else:
+            measured = quantize_checkpoint(base, folder, quantize)
+        write_json(folder / "scheme.json", {"scheme": quantize.scheme})
+    return {"scheme": quantize.scheme, "peak_rss_bytes": peak_rss_bytes(), **measured}
+
+
+if __name__ == "__main__":
+    run_stage(quantize)
