@@ -52,7 +52,7 @@ def test_a_sample_of_rows_does_not_lean_to_one_split() -> None:
 
 
 def test_an_unknown_field_names_those_there_are() -> None:
-    with pytest.raises(LoradagError, match="'b'.*There are: a"):
+    with pytest.raises(LoradagError, match=r"'b'.*There are: a"):
         select([{"a": "one"}], PREPARE, TEMPLATE, Counter())
 
 
