@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from stages.runtime import Paths, write_json
@@ -104,7 +104,9 @@ def logged_steps(client: MlflowClient, run_id: str) -> set[int]:
     return {point.step for point in client.get_metric_history(run_id, "loss")}
 
 
-def log_points(client: MlflowClient, run_id: str, curves: dict[int, dict[str, float]]) -> None:
+def log_points(
+    client: MlflowClient, run_id: str, curves: Mapping[int, Mapping[str, float]]
+) -> None:
     """Log {step: {metric: value}}."""
     from mlflow.entities import Metric
 

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import subprocess
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ from omegaconf import OmegaConf
 
 from stages.runtime import Paths, write_json
 from stages.runtime.stage import has_run
+from stages.tracking.records import leaves
 
 
-def git_tags(root: Path) -> dict[str, str]:
-    """Commit and branch as MLflow tags them, and DVC's experiment; without Git, nothing."""
+def source_tags(root: Path) -> dict[str, str]:
+    """Commit and branch as MLflow tags them, DVC's experiment, the state of the DAG.
+
+    What is not there (a sweep's workspace is no Git repository) has no tag.
+    """
     from mlflow.utils.git_utils import get_git_branch, get_git_commit
     from mlflow.utils.mlflow_tags import MLFLOW_GIT_BRANCH, MLFLOW_GIT_COMMIT
 
@@ -23,8 +28,24 @@ def git_tags(root: Path) -> dict[str, str]:
         MLFLOW_GIT_COMMIT: get_git_commit(here),
         MLFLOW_GIT_BRANCH: get_git_branch(here),
         "dvc.experiment": os.environ.get("DVC_EXP_NAME"),
+        "dvc.lock": lock_hash(root / "dvc.lock"),
     }
     return {key: value for key, value in tags.items() if value}
+
+
+def changed_params(root: Path, params: Mapping[str, Any]) -> set[str]:
+    """The flat keys of `params` whose values differ from the committed `params.yaml`."""
+    try:
+        shown = subprocess.run(
+            ["git", "show", "HEAD:./params.yaml"], cwd=root, capture_output=True, text=True
+        )
+    except FileNotFoundError:  # no Git on this machine
+        return set()
+    if shown.returncode != 0:
+        return set()
+    committed: Any = OmegaConf.to_container(OmegaConf.create(shown.stdout))
+    before = dict(leaves(committed))
+    return {key for key, value in leaves(params) if key not in before or before[key] != value}
 
 
 def lock_hash(lock: Path) -> str | None:
@@ -46,6 +67,10 @@ def stages_ran(paths: Paths, stages: Iterable[str]) -> dict[str, bool]:
         stage: has_run(paths, stage) and _digest(paths, stage) != published.get(stage)
         for stage in stages
     }
+
+
+def stage_tags(ran: Mapping[str, bool]) -> dict[str, str]:
+    return {f"stage.{stage}": "ran" if did else "cached" for stage, did in ran.items()}
 
 
 def mark_published(paths: Paths, stages: Iterable[str]) -> None:

@@ -1,0 +1,1 @@
+"""The pages that a run leaves: their charts, their tables, their words."""

@@ -1,0 +1,166 @@
+"""What a pipeline run came to, from its reports: shared by the page and the terminal.
+
+Every report may lack what its options left out, so what is not there is not shown.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.pages.text import change, count, duration, number, percent, size
+
+Reports = Mapping[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A row of the result table."""
+
+    name: str
+    perplexity: float | None
+    change: str  # of the perplexity, against the base
+    nll: float | None  # nats a token
+    bits_per_byte: float | None
+    bytes: int | None
+    stored: str  # in what precision
+
+
+@dataclass(frozen=True)
+class Check:
+    """A number that a stage proved, and the bound that it was held to, if it was."""
+
+    name: str
+    value: str
+    bound: str = ""
+
+
+def models(reports: Reports) -> list[Model]:
+    """Base, quantized base and adapter, on the same held-out tokens."""
+    evaluate, quantize = reports.get("evaluate", {}), reports.get("quantize", {})
+    scheme = quantize.get("scheme", "none")
+    bits = quantize.get("bits_per_weight")
+    stored = {
+        "base": "16 bits",
+        "quantized": f"{scheme}, {bits:.3g} bits a weight" if bits else scheme,
+        "adapter": "",
+    }
+    sizes = {
+        "base": quantize.get("bytes_full"),
+        "quantized": quantize.get("bytes"),
+        "adapter": None,
+    }
+    names = ["base", "quantized", "adapter"] if scheme != "none" else ["base", "adapter"]
+    before = evaluate.get("base", {}).get("perplexity")
+    rows = []
+    for name in names:
+        measured = evaluate.get(name, {})
+        perplexity = measured.get("perplexity")
+        compared = name != "base" and before is not None and perplexity is not None
+        rows.append(
+            Model(
+                name=name,
+                perplexity=perplexity,
+                change=change(before, perplexity) if compared else "",
+                nll=measured.get("nll"),
+                bits_per_byte=measured.get("bits_per_byte"),
+                bytes=sizes[name],
+                stored=stored[name],
+            )
+        )
+    return rows
+
+
+def held_out_tokens(reports: Reports) -> str:
+    tokens = reports.get("evaluate", {}).get("base", {}).get("tokens")
+    return f"{tokens:,} held-out tokens" if tokens else "held-out tokens"
+
+
+def trained(reports: Reports) -> str:
+    """`2.44 M of 137 M parameters (1.78 %), 60 steps in 3 min 14 s`."""
+    train = reports.get("train", {})
+    part, whole = train.get("trainable_parameters"), train.get("total_parameters")
+    if not part or not whole:
+        return ""
+    share = f"{count(part)} of {count(whole)} parameters ({percent(part / whole)})"
+    return f"{share}, {train['steps']:,} steps in {duration(train['seconds'])}"
+
+
+def merge_checks(reports: Reports, params: Mapping[str, Any]) -> list[Check]:
+    merge, tolerance = reports.get("merge", {}), params["merge"]["tolerance"]
+    before, after = merge.get("perplexity_before"), merge.get("perplexity_after")
+    checks = []
+    if (kl := merge.get("mean_kl")) is not None:
+        checks.append(Check("mean KL, nats a token", number(kl), f"≤ {tolerance['kl']:g}"))
+    if before is not None and after is not None:
+        bound = f"within {percent(tolerance['perplexity'])}"
+        moved = f"{number(before)} → {number(after)} ({change(before, after)})"
+        checks.append(Check("perplexity", moved, bound))
+    if (match := merge.get("greedy_match")) is not None:
+        checks.append(Check("greedy text the same", percent(match)))
+    if (diff := merge.get("max_abs_logit_diff")) is not None:
+        checks.append(Check("largest logit difference", number(diff, 3)))
+    return checks
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file of the export, or what a runtime made of it."""
+
+    name: str
+    bytes: int | None
+    runtime: str
+    perplexity: float | None
+    tokens_per_second: float | None
+    token_ids_match: bool | None
+
+
+def exports(reports: Reports) -> list[Exported]:
+    """The files, then what each runtime measured."""
+    export = reports.get("export", {})
+    files = [
+        Exported(Path(file["path"]).name, file.get("bytes"), "", None, None, None)
+        for file in export.get("files", [])
+        if "perplexity" not in file
+    ]
+    return files + list(_measured(export, ""))
+
+
+def _measured(tree: Any, name: str) -> Iterator[Exported]:
+    """Every part of the export's report that has a perplexity, named by its path or its keys."""
+    if isinstance(tree, list):
+        for item in tree:
+            yield from _measured(item, name)
+    elif isinstance(tree, Mapping):
+        if "perplexity" in tree:
+            yield Exported(
+                name=Path(tree["path"]).name if "path" in tree else name,
+                bytes=tree.get("bytes"),
+                runtime=tree.get("runtime", ""),
+                perplexity=tree["perplexity"],
+                tokens_per_second=tree.get("tokens_per_second"),
+                token_ids_match=tree.get("token_ids_match"),
+            )
+        else:
+            for key, value in tree.items():
+                yield from _measured(value, f"{name} {key}".strip())
+
+
+def stage_rows(reports: Reports, ran: Mapping[str, bool]) -> list[tuple[str, bool, str]]:
+    """For each stage: its name, whether it ran, and how long it took or once took."""
+    return [
+        (stage, ran.get(stage, False), duration(report["seconds"]) if "seconds" in report else "")
+        for stage, report in reports.items()
+    ]
+
+
+def sizes(reports: Reports) -> str:
+    """`269 MB at 16 bits → 111 MB as nf4 (2.42 times smaller)`."""
+    quantize = reports.get("quantize", {})
+    full, small = quantize.get("bytes_full"), quantize.get("bytes")
+    if not full:
+        return ""
+    if not small or quantize.get("scheme") == "none":
+        return f"{size(full)} at 16 bits"
+    ratio = f"{full / small:.3g} times smaller"
+    return f"{size(full)} at 16 bits → {size(small)} as {quantize['scheme']} ({ratio})"

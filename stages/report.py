@@ -1,0 +1,66 @@
+"""The page and the MLflow run, from every report; never from the cache.
+
+Reads `reports/*.json` and the loss curve; writes `report.html`, publishes the run to MLflow, and
+prints the result. It runs also when every stage before it came from the cache, so that the run in
+MLflow is complete either way, and says which stages ran.
+"""
+
+import json
+from dataclasses import asdict
+
+from conf.schema import Adapter, Evaluate, Export, Merge, Model, Prepare, Quantize, Train
+from stages.runtime import Paths, replacing, run_stage
+
+STAGES = ("fetch", "prepare", "quantize", "train", "evaluate", "merge", "export")
+
+
+def report(
+    paths: Paths,
+    adapter: Adapter,
+    evaluate: Evaluate,
+    export: Export,
+    merge: Merge,
+    model: Model,
+    prepare: Prepare,
+    quantize: Quantize,
+    seed: int,
+    train: Train,
+) -> None:
+    from stages.pages.page import report_page
+    from stages.pages.terminal import print_summary
+    from stages.tracking.provenance import (
+        changed_params,
+        mark_published,
+        source_tags,
+        stage_tags,
+        stages_ran,
+    )
+    from stages.tracking.publish import publish
+    from stages.tracking.records import flat_params, read_curves, run_name
+
+    params = {
+        "model": asdict(model),
+        "prepare": asdict(prepare),
+        "quantize": asdict(quantize),
+        "adapter": asdict(adapter),
+        "train": asdict(train),
+        "evaluate": asdict(evaluate),
+        "merge": asdict(merge),
+        "export": asdict(export),
+        "seed": seed,
+    }
+    reports = {stage: json.loads(paths.report(stage).read_text()) for stage in STAGES}
+    ran = stages_ran(paths, STAGES)
+    name, flat, curves = run_name(params), flat_params(params), read_curves(paths.loss)
+    tags, changed = source_tags(paths.root), changed_params(paths.root, params)
+
+    with replacing(paths.page) as page:
+        html = report_page(name, params, flat, changed, reports, curves, ran, tags)
+        page.write_text(html, encoding="utf-8")
+    where = publish(paths, name, flat, reports, curves, tags | stage_tags(ran))
+    mark_published(paths, STAGES)
+    print_summary(name, params, reports, ran, paths.page.name, where)
+
+
+if __name__ == "__main__":
+    run_stage(report)
