@@ -227,10 +227,11 @@ class Evaluate:
 
 @dataclass
 class Tolerance:
-    """Past it the merge fails."""
+    """Past it the merge fails. KL is a mean over tokens, in nats."""
 
-    kl: float = above(0)  # mean, nats a token
-    perplexity: float = above(0)  # relative change
+    rounding: float = above(0)  # KL to the same base with the adapter beside it
+    kl: float = above(0)  # KL to the model as trained, on its quantised base
+    perplexity: float = above(0)  # relative change to the model as trained
 
 
 @dataclass

@@ -43,7 +43,7 @@ class LowRank:
         names = PARTS[2:4] if embedding else PARTS[:2]
         a, b = (self.parts[name].float() for name in names)
         transposed = embedding or fan_in_fan_out
-        delta = ((b @ a).T if transposed else b @ a) * self.scale
+        delta: torch.Tensor = ((b @ a).T if transposed else b @ a) * self.scale
         if delta.shape != weight.shape:
             raise LoradagError(
                 f"its update has shape {tuple(delta.shape)}, the weight {tuple(weight.shape)}."
@@ -52,9 +52,9 @@ class LowRank:
         magnitude = self.parts.get("lora_magnitude_vector")
         if magnitude is None:
             return merged
-        norm = torch.linalg.norm(merged.T if transposed else merged, dim=1)
+        norm: torch.Tensor = torch.linalg.norm(merged.T if transposed else merged, dim=1)
         factor = magnitude.float() / norm
-        return (factor.view(1, -1) if transposed else factor.view(-1, 1)) * merged
+        return merged * (factor.view(1, -1) if transposed else factor.view(-1, 1))
 
 
 @dataclass(frozen=True)

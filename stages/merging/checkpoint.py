@@ -139,7 +139,7 @@ class ShardWriter:
             )
         with (self.folder / entry.file).open("r+b") as shard:
             shard.seek(self.places[name])
-            shard.write(memoryview(stored.reshape(-1).view(torch.uint8).numpy()))
+            shard.write(stored.reshape(-1).view(torch.uint8).numpy().data)
         self.missing.discard(name)
 
     def __enter__(self) -> ShardWriter:

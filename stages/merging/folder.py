@@ -34,7 +34,7 @@ def write_merged(paths: Paths, folder: Path, *, base: str, dtype: str) -> None:
         paths.adapter,
         folder,
         dtype=dtype,
-        weights=_dequantized(paths) if base == "dequantized" and is_quantized(paths) else None,
+        weights=float_weights(paths, base),
     )
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -46,10 +46,14 @@ def write_merged(paths: Paths, folder: Path, *, base: str, dtype: str) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _dequantized(paths: Paths) -> Iterator[tuple[str, torch.Tensor]]:
+def float_weights(paths: Paths, base: str) -> Iterator[tuple[str, torch.Tensor]] | None:
+    """(name, float32 weight) of what is merged into; None: the base's own weights."""
+    if base == "original" or not is_quantized(paths):
+        return None
     from stages.quant.dequantize import dequantized
 
-    return dequantized(paths.quantized)
+    weights: Iterator[tuple[str, torch.Tensor]] = dequantized(paths.quantized)
+    return weights
 
 
 def _copy(source: Path, folder: Path, *, weights: bool) -> None:

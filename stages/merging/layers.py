@@ -1,0 +1,67 @@
+"""Layer by layer: what an adapted layer computes with its update beside it, and merged.
+
+The next-token distribution hides a layer that was left out or scaled wrongly, where its update is
+small; the layer's own output does not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+INPUTS = 16
+ROUNDING = 1e-5  # of float32 sums
+
+
+def layer_outputs(tuned: Any) -> dict[str, torch.Tensor]:
+    """What each adapted layer of a `PeftModel` makes of the same random inputs, by its name."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = tuned.get_base_model()
+    return {
+        name: _output(base, name)
+        for name, module in base.named_modules()
+        if isinstance(module, BaseTunerLayer)
+    }
+
+
+def largest_error(merged: Any, outputs: dict[str, torch.Tensor]) -> tuple[str, float]:
+    """The layer of the merged model that strays most from `outputs`, and ‖y' − y‖ / ‖y‖ of it."""
+    errors = {
+        name: float((_output(merged, name) - output).norm() / output.norm())
+        for name, output in outputs.items()
+    }
+    name = max(errors, key=lambda name: errors[name])
+    return name, errors[name]
+
+
+def rounding_bound(stored: list[torch.dtype], compute: torch.dtype) -> float:
+    """The most that rounding explains of `largest_error`.
+
+    Rounding changes a weight by at most half an epsilon of the coarsest stored dtype, and random
+    signs make sums of it smaller still: one epsilon is a bound to spare. Computing in 16 bits adds
+    its own.
+    """
+    import torch
+
+    coarsest = max(torch.finfo(dtype).eps for dtype in stored)
+    return max(coarsest, 4 * torch.finfo(compute).eps, ROUNDING)
+
+
+def _output(model: Any, name: str) -> torch.Tensor:
+    import torch
+
+    layer = model.get_submodule(name)
+    inner = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+    weight = inner.weight
+    if isinstance(inner, torch.nn.Embedding):
+        inputs = torch.arange(min(INPUTS, weight.shape[0]), device=weight.device)
+    else:
+        # GPT-2's Conv1D stores (in, out) and has no in_features.
+        width = getattr(inner, "in_features", weight.shape[0])
+        noise = torch.randn(INPUTS, width, generator=torch.Generator().manual_seed(0))
+        inputs = noise.to(weight.device, weight.dtype)
+    with torch.inference_mode():
+        return layer(inputs).float().cpu()  # type: ignore[no-any-return]
