@@ -87,11 +87,28 @@ def save_adapter(tuned: Any, adapter: Adapter, folder: Path, state: Path, base: 
 
 
 def _start_from_error(tuned: Any, weights: Path) -> None:
-    from peft import replace_lora_weights_loftq
+    """Set A and B so that scale * B A is the best rank-r part of W - dequantized(W), by its SVD.
 
-    index = weights / "model.safetensors.index.json"
-    single = None if index.exists() else str(weights / "model.safetensors")
-    replace_lora_weights_loftq(tuned, model_path=single)
+    As peft's `replace_lora_weights_loftq`, but on any device, and with the scale reckoned in.
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+    from peft.utils.integrations import dequantize_module_weight
+    from safetensors import safe_open
+
+    readers = [safe_open(file, "pt") for file in sorted(weights.glob("*.safetensors"))]
+    stored = {name: reader for reader in readers for name in reader.keys()}  # noqa: SIM118
+    for name, module in tuned.named_modules():
+        if not isinstance(module, LoraLayer) or "default" not in module.lora_A:
+            continue
+        key = f"{name.removeprefix('base_model.model.')}.weight"
+        quantized = dequantize_module_weight(module.get_base_layer()).float()
+        error = stored[key].get_tensor(key).to(quantized) - quantized
+        u, s, vh = torch.linalg.svd(error / module.scaling["default"], full_matrices=False)
+        root = s[: module.r["default"]].sqrt()
+        start_a, start_b = root[:, None] * vh[: len(root)], u[:, : len(root)] * root
+        for linear, start in ((module.lora_A, start_a), (module.lora_B, start_b)):
+            linear["default"].weight.data = start.to(linear["default"].weight).contiguous()
 
 
 def _sort_config(path: Path, base: str) -> None:

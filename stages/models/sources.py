@@ -164,11 +164,13 @@ def _from_config(model: Model, folder: Path) -> dict[str, Any]:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         config = AutoConfig.for_model(model.config["model_type"], **(tokens | shape))
         torch.manual_seed(model.seed)
         loaded = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, StrictDataclassError) as error:
         raise LoradagError(f"model.config: transformers refuses it: {error}") from error
     loaded.save_pretrained(folder)
     return {"revision": f"seed-{model.seed}", "weights": _pin_files(folder)}
