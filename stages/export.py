@@ -1,0 +1,38 @@
+"""Write the files that runtimes load, and prove in those runtimes that they compute the same.
+
+Reads `artifacts/merged`, `data/prepared`, and for the model card and the adapter format
+`artifacts/base` and `artifacts/adapter`; writes `artifacts/export`, a folder a format. Past
+`export.tolerance` the stage fails, says by how much, and leaves none.
+"""
+
+from typing import Any
+
+from conf.schema import Adapter, Export, Prepare, Quantize, Train
+from stages.runtime import Paths, replacing, run_stage
+
+
+def export(
+    paths: Paths,
+    export: Export,
+    prepare: Prepare,
+    quantize: Quantize,
+    adapter: Adapter,
+    train: Train,
+) -> dict[str, Any]:
+    from stages.formats.card import Origin
+    from stages.formats.gate import prove
+    from stages.formats.write import describe, list_files, read_pin, write_formats
+
+    origin = Origin(read_pin(paths.base), prepare, quantize, adapter, train)
+    with replacing(paths.export) as folder:
+        exported, fallbacks = write_formats(paths, folder, export, origin)
+        numbers = prove(paths, exported, export)
+        describe(paths, folder, export, origin, numbers)
+        files = list_files(folder)
+    for name, fallen in fallbacks.items():
+        numbers[name]["fallbacks"] = fallen
+    return {"files": files, "formats": numbers}
+
+
+if __name__ == "__main__":
+    run_stage(export)

@@ -1,0 +1,1 @@
+"""What leaves the pipeline, and the proof that it computes the same where users run it."""

@@ -1,0 +1,168 @@
+"""GGUF, the format of llama.cpp, Ollama and LM Studio, through llama.cpp's own converter.
+
+GGML's types store blocks of 32 weights w of a row as codes q with one or two fp16 numbers
+(https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-common.h):
+
+    q4_0, q5_0   w = d·(q − 2^(b−1))     symmetric           4.5, 5.5 bits a weight
+    q4_1, q5_1   w = d·q + m             asymmetric          5.0, 6.0 bits a weight
+    q8_0         w = d·q                 symmetric           8.5 bits a weight
+    tq1_0, tq2_0 w = d·q, q in -1, 0, 1  blocks of 256       1.69, 2.06 bits a weight
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conf.schema import LoradagError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+# What the converter has no output type for; the gguf package quantises blocks to them.
+BEYOND_CONVERTER = ("q5_1", "q5_0", "q4_1", "q4_0")
+# llama.cpp's pre-tokenizers, by what a byte-level tokenizer splits a text with before its merges.
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PRE_TOKENIZERS = {
+    ("ByteLevel",): "gpt-2",
+    ("Digits", "ByteLevel"): "smollm",
+    (LLAMA3, "ByteLevel"): "llama-bpe",
+    (LLAMA3.replace("{1,3}", ""), "ByteLevel"): "qwen2",
+}
+
+
+def write_gguf(model: Path, path: Path, type: str, name: str) -> dict[str, str]:
+    """Convert the folder `model` to the file `path`; return what fell back, tensor to its type.
+
+    Matrices are stored as `type`, vectors in float32. A matrix whose rows are no multiple of the
+    type's block falls back to f16; tables that the format wants exact are not counted.
+
+    Raises:
+        LoradagError: the converter does not know the architecture or the tokenizer.
+    """
+    import gguf
+    import torch
+    from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
+
+    logging.getLogger("hf-to-gguf").setLevel(logging.ERROR)
+    logging.getLogger("gguf").setLevel(logging.ERROR)
+    kind = "ALL_F32" if type == "f32" else f"MOSTLY_{type.upper()}"
+    hparams = ModelBase.load_hparams(model, False)
+    architecture = get_model_architecture(hparams, ModelType.TEXT)
+    with torch.inference_mode():
+        try:
+            converter = get_model_class(architecture)(
+                model, gguf.LlamaFileType[kind], path, model_name=name
+            )
+            known = converter.get_vocab_base_pre
+            converter.get_vocab_base_pre = lambda tokenizer: _pre_tokenizer(tokenizer, known)
+            if type in BEYOND_CONVERTER:
+                _force(converter, gguf.GGMLQuantizationType[type.upper()])
+            converter.write()
+        except (NotImplementedError, FileNotFoundError) as error:
+            raise LoradagError(
+                f"export.formats: llama.cpp's converter cannot convert {architecture} with this "
+                f"tokenizer ({error}). Take export=safetensors."
+            ) from error
+    return {
+        tensor.name: tensor.tensor_type.name.lower()
+        for tensor in gguf.GGUFReader(path).tensors
+        if len(tensor.shape) > 1 and tensor.tensor_type.name.lower() not in (type, "f32")
+    }
+
+
+def _force(converter: Any, kind: Any) -> None:
+    """Let the converter quantise to a type that it has no output type for."""
+    from gguf import MODEL_TENSOR
+
+    exact = (
+        MODEL_TENSOR.POS_EMBD, MODEL_TENSOR.TOKEN_TYPES,
+        MODEL_TENSOR.FFN_GATE_INP, MODEL_TENSOR.FFN_GATE_INP_SHEXP,
+    )  # fmt: skip
+    own = converter.tensor_force_quant
+
+    def force(name: str, new_name: str, block: int | None, dimensions: int) -> Any:
+        is_exact = any(converter.match_model_tensor_name(new_name, key, block) for key in exact)
+        if dimensions < 2 or is_exact or not new_name.endswith(".weight"):
+            return own(name, new_name, block, dimensions)
+        return kind
+
+    converter.tensor_force_quant = force
+
+
+def _pre_tokenizer(tokenizer: Any, known: Any) -> str:
+    """llama.cpp's name of the tokenizer's splitting rule.
+
+    The converter knows tokenizers by a hash of what they make of a text, so it knows no tokenizer
+    of one's own: there the rule itself decides. The export's proof holds both to the contract.
+    """
+    logger = logging.getLogger("hf-to-gguf")
+    logger.disabled = True
+    try:
+        return str(known(tokenizer))
+    except NotImplementedError:
+        rule = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"]
+        steps = tuple(_step(step) for step in rule.get("pretokenizers", [rule]))
+        if steps not in PRE_TOKENIZERS:
+            raise
+        return PRE_TOKENIZERS[steps]
+    finally:
+        logger.disabled = False
+
+
+def _step(step: dict[str, Any]) -> str:
+    if step["type"] == "Split":
+        return str(step["pattern"].get("Regex"))
+    plain = {
+        "Digits": step.get("individual_digits") is True,
+        "ByteLevel": step.get("add_prefix_space") is False,
+    }
+    return step["type"] if plain.get(step["type"]) else json.dumps(step)
+
+
+def rounded(weight: torch.Tensor, type: str, transposed: bool) -> torch.Tensor:
+    """What a float32 matrix (out, in) is after a round trip through `type`, as the file has it.
+
+    Args:
+        transposed: the matrix is (in, out).
+    """
+    import gguf
+    import torch
+
+    if type in ("f32", "f16", "bf16"):
+        names = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+        return weight.to(names[type]).float()
+    rows: np.ndarray[Any, Any] = (weight.T if transposed else weight).contiguous().numpy()
+    kind = gguf.GGMLQuantizationType[type.upper()]
+    if rows.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
+        return weight.half().float()
+    stored = torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(rows, kind), kind))
+    return stored.T if transposed else stored
+
+
+def round_weights(model: Any, type: str) -> None:
+    """Round the matrices of a transformers model in place, as its GGUF of `type` stores them.
+
+    What the model then loses is the format's own loss: what a runtime loses beyond it is an error.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    done = set()
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        matrix = isinstance(module, torch.nn.Linear | Conv1D) or module in embeddings
+        if matrix and weight is not None and weight.data_ptr() not in done:
+            ternary = type.startswith("tq") and module in embeddings
+            stored = rounded(
+                weight.data.float().cpu(), "f16" if ternary else type, isinstance(module, Conv1D)
+            )
+            weight.data.copy_(stored)
+            done.add(weight.data_ptr())
