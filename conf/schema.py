@@ -160,7 +160,7 @@ class Quantize:
     percentile: float | None = between(50, 100)
     activation_granularity: str | None = one_of("tensor", "channel")
     activation_zero_point: bool | None = MISSING  # static_w8a8: asymmetric activations
-    calibration_rows: int | None = at_least(1)
+    calibration_rows: int | None = at_least(1)  # at most; the report says how many there were
     # What dvc.yaml makes the stage depend on: static scales come from the calibration rows; no
     # other scheme shall rerun because the data changed.
     reads: str = one_of("artifacts/base", "data/prepared/calibration.parquet")
@@ -474,6 +474,20 @@ def _quantize_rules(quantize: Quantize) -> Iterable[Problem]:
             rule = f"is needed by quantize.scheme = {quantize.scheme}"
             remedy = f"Set quantize.{name}, or take conf/quantize/{quantize.scheme}.yaml."
             yield Problem(f"quantize.{name}", None, rule, remedy)
+    if quantize.scheme in ("dynamic_w8a8", "static_w8a8") and quantize.granularity == "group":
+        yield Problem(
+            "quantize.granularity", "group",
+            f"gives a row several scales, but quantize.scheme = {quantize.scheme} multiplies "
+            "integers along whole rows",
+            "Choose tensor or channel.",
+        )  # fmt: skip
+    if quantize.activation_granularity == "channel" and quantize.activation_zero_point:
+        yield Problem(
+            "quantize.activation_zero_point", True,
+            "goes with one scale a tensor; quantize.activation_granularity = channel folds its "
+            "scales into the weights, which leaves no place for zero points",
+            "Set quantize.activation_zero_point=false, or quantize.activation_granularity=tensor.",
+        )  # fmt: skip
     calibrates = quantize.scheme == "static_w8a8"
     if calibrates != (quantize.reads == "data/prepared/calibration.parquet"):
         yield Problem(

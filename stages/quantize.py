@@ -13,17 +13,27 @@ from stages.runtime import Paths, peak_rss_bytes, replacing, run_stage, write_js
 
 def quantize(paths: Paths, quantize: Quantize) -> dict[str, Any]:
     from stages.models.sources import weights_folder
+    from stages.quant.calibration import calibrate, read_rows
     from stages.quant.checkpoint import measure_unquantized, quantize_checkpoint
 
-    base = weights_folder(paths.base)
+    base, activations, calibrated = weights_folder(paths.base), None, {}
     with replacing(paths.quantized) as folder:
         folder.mkdir()
+        if quantize.scheme == "static_w8a8":
+            rows = read_rows(paths.prepared / "calibration.parquet", quantize.calibration_rows or 0)
+            activations = calibrate(base, folder, rows, quantize)
+            calibrated = {"calibration_rows": len(rows)}
         if quantize.scheme == "none":
             measured = measure_unquantized(base)
         else:
-            measured = quantize_checkpoint(base, folder, quantize)
+            measured = quantize_checkpoint(base, folder, quantize, activations)
         write_json(folder / "scheme.json", {"scheme": quantize.scheme})
-    return {"scheme": quantize.scheme, "peak_rss_bytes": peak_rss_bytes(), **measured}
+    return {
+        "scheme": quantize.scheme,
+        "peak_rss_bytes": peak_rss_bytes(),
+        **calibrated,
+        **measured,
+    }
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,10 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
     """A causal LM in inference mode, from safetensors alone, on the device of this run."""
     from transformers import AutoModelForCausalLM
 
+    if _quantized_by(folder) == "torchao":
+        from stages.models.torchao import register
+
+        register()
     loaded = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
@@ -32,6 +37,12 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
         **options,
     )
     return loaded.eval()
+
+
+def _quantized_by(folder: Path) -> str | None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    method: str | None = config.get("quantization_config", {}).get("quant_method")
+    return method
 
 
 def load_base(paths: Paths, dtype: torch.dtype, **options: Any) -> Any:

@@ -77,3 +77,15 @@ def decode(name: str, stored: dict[str, torch.Tensor]) -> torch.Tensor:
     state = {key.removeprefix(f"{name}."): value for key, value in stored.items() if key != name}
     weight: torch.Tensor = dequantize_4bit(codes, QuantState.from_dict(state, codes.device))
     return weight.float()
+
+
+def levels(
+    name: str, stored: dict[str, torch.Tensor], restored: torch.Tensor, quantize: Quantize
+) -> torch.Tensor:
+    """What weights of the first block can become: the code's levels times the block's largest."""
+    import torch
+
+    if quantize.scheme == "int8":
+        return torch.arange(-127, 128) / 127 * restored[0].abs().max().cpu()
+    largest = restored.flatten()[: quantize.block_size].abs().max()
+    return (stored[f"{name}.quant_map"] * largest).sort().values

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.quant.tensors import read_tensor, tensor_files
+from stages.quant.schemes import decode
+from stages.quant.tensors import read_metadata, read_tensor, tensor_files
 
 if TYPE_CHECKING:
     import torch
-
-
-def decode(name: str, stored: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The float32 weight that the saved tensors of the parameter `name` stand for."""
-    from stages.quant import bnb
-
-    if len(stored) == 1:
-        return stored[name].float()
-    return bnb.decode(name, stored)
 
 
 def dequantized(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -27,18 +20,30 @@ def dequantized(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     Parameters that were not quantised come as they are, lifted to float32. One is in memory at a
     time. Names and shapes are those of the base.
     """
-    files = tensor_files(folder)
-    for name, keys in _parameters(list(files)).items():
-        yield name, decode(name, {key: read_tensor(files[key], key) for key in keys})
+    files, metadata = tensor_files(folder), read_metadata(folder)
+    for name, keys in _keys_by_parameter(list(files), metadata).items():
+        stored = {key: read_tensor(files[key], key) for key in keys}
+        yield name, decode(name, stored, metadata)
 
 
-def _parameters(keys: list[str]) -> dict[str, list[str]]:
-    """Saved tensors by the parameter that they belong to."""
+def _keys_by_parameter(keys: list[str], metadata: dict[str, str]) -> dict[str, list[str]]:
+    """The saved tensors of each parameter, in the form of its library."""
+    if "tensor_names" in metadata:
+        return {
+            name: _keys_of_torchao(name, json.loads(metadata[name]))
+            for name in sorted(json.loads(metadata["tensor_names"]))
+        }
     owned: dict[str, list[str]] = {}
     for key in keys:
-        if key.endswith((".SCB", ".weight_format")):
+        if key.endswith((".SCB", ".weight_format")):  # int8: beside the weight
             owner = key.rpartition(".")[0] + ".weight"
-        else:
-            owner = key[: key.index(".weight.") + 7] if ".weight." in key else key
+        else:  # nf4, fp4: below the weight
+            owner = key[: key.index(".weight.") + len(".weight")] if ".weight." in key else key
         owned.setdefault(owner, []).append(key)
     return dict(sorted(owned.items()))
+
+
+def _keys_of_torchao(name: str, described: dict[str, list[str]]) -> list[str]:
+    module, _, parameter = name.rpartition(".")
+    parts = described.get("_tensor_data_names")
+    return [name] if parts is None else [f"{module}._{parameter}_{part}" for part in parts]

@@ -34,3 +34,14 @@ def tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Every (name, tensor) of `folder`."""
     for name, path in tensor_files(folder).items():
         yield name, read_tensor(path, name)
+
+
+def read_metadata(folder: Path) -> dict[str, str]:
+    """The metadata of all files of `folder`."""
+    from safetensors import safe_open
+
+    found: dict[str, str] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            found |= file.metadata() or {}
+    return found

@@ -1,0 +1,80 @@
+"""What transformers' loading of torchao checkpoints lacks for a LoRA on top of any of them.
+
+- static activation scales are not among the names it loads;
+- only class names with an 8 in them count as trainable, though every frozen weight is;
+- a linear layer with int8 activations passes no gradient to its inputs, so layers below it would
+  train on nothing: here it is passed straight through the rounding, as if there were none;
+- weights dequantise to the dtype they were quantised from, whatever the model computes in.
+"""
+
+from typing import Any
+
+import torch
+from torchao.quantization import Int8Tensor, IntxUnpackedToInt8Tensor
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
+
+
+class _Quantizer(TorchAoHfQuantizer):
+    @property
+    def serialized_names(self) -> dict[str, list[str]]:
+        static = ("act_quant_scale", "act_quant_zero_point")
+        return {
+            name: [*names, *(f"_{name}_{suffix}" for suffix in static)]
+            for name, names in super().serialized_names.items()
+        }
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> None:
+        for module in model.modules():
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, IntxUnpackedToInt8Tensor):
+                module.weight = torch.nn.Parameter(_computing_in(weight, model.dtype), False)
+            elif isinstance(weight, Int8Tensor) and weight.act_quant_kwargs is not None:
+                module.__class__ = IntegerLinear
+
+
+def register() -> None:
+    """Load torchao checkpoints so from now on."""
+    AUTO_QUANTIZER_MAPPING["torchao"] = _Quantizer
+
+
+class IntegerLinear(torch.nn.Linear):
+    """y = x·Wᵀ + b by int8 products of rounded activations; ∂y/∂x as if nothing were rounded."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        # Static scales are of three dimensions, as the inputs of a language model's layers are.
+        product: torch.Tensor = _StraightThrough.apply(
+            input.reshape(1, -1, self.in_features), self.weight
+        )
+        product = product.reshape(*input.shape[:-1], self.out_features)
+        return product if self.bias is None else product + self.bias
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.quantized = weight
+        return torch.nn.functional.linear(inputs, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        back = gradient @ ctx.quantized.dequantize().to(gradient.dtype)
+        fold = ctx.quantized.act_pre_scale
+        return (back if fold is None else back * fold), None
+
+
+def _computing_in(weight: IntxUnpackedToInt8Tensor, dtype: torch.dtype) -> IntxUnpackedToInt8Tensor:
+    """The same codes and scales; `.to(dtype)` would round the scales as well."""
+    return IntxUnpackedToInt8Tensor(
+        weight.qdata,
+        weight.scale,
+        weight.zero_point,
+        weight.target_dtype,
+        weight.block_size,
+        dtype,
+        weight.activation_quantization,
+    )
