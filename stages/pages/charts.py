@@ -68,7 +68,7 @@ class Frame:
     width: int = 720
     height: int = 280
 
-    left = 58
+    left = 64
     right = 14
     top = 12
     bottom = 44

@@ -62,6 +62,7 @@ def report_page(
         changed=changed,
         commit=tags.get("mlflow.source.git.commit"),
         lock=tags.get("dvc.lock"),
+        fixed=text.fixed,
         number=text.number,
         count=text.count,
         size=text.size,

@@ -1,17 +1,17 @@
 """The result in the terminal, at the end of `dvc repro`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from stages.pages import results
 from stages.pages.results import Reports
-from stages.pages.text import number, size
+from stages.pages.text import fixed, number, size
 
 NEXT = (
-    ("dvc exp run -S adapter.r=16", "another rank: only train and what follows runs"),
-    ("python -m stages.sweep -m adapter.r=4,8,16", "a sweep in which no stage runs twice"),
-    ('python -m stages.generate prompt="…"', "text from the tuned model"),
-    ("make ui", "all runs in MLflow: select, compare, chart"),
+    ("dvc exp run -S adapter.r=16", "another rank"),
+    ("python -m stages.sweep -m adapter.r=4,8,16", "a sweep"),
+    ('python -m stages.generate prompt="…"', "let it speak"),
+    ("make ui", "compare runs in MLflow"),
 )
 
 
@@ -25,45 +25,42 @@ def print_summary(
 ) -> None:
     """Print the table of results, where the run can be seen, and what to try next."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
 
-    def row(label: str, value: str) -> None:
-        if value:
-            table.add_row(label, value)
+    def rows(label: str, values: Iterable[str]) -> None:
+        for i, value in enumerate(value for value in values if value):
+            table.add_row("" if i else label, value)
 
-    for i, model in enumerate(results.models(reports)):
-        if model.perplexity is not None:
-            label = "Perplexity" if i == 0 else ""
-            row(label, f"{model.name:<10}{number(model.perplexity):>8}  {model.change}")
-    row("Trained", results.trained(reports))
-    row("Base", results.sizes(reports))
-    row("Merge", _merge(reports, params))
-    for i, file in enumerate(results.exports(reports)):
-        row("Export" if i == 0 else "", _exported(file))
-    row("Ran", " ".join(stage for stage, did in ran.items() if did) or "nothing")
-    row("From cache", " ".join(stage for stage, did in ran.items() if not did) or "nothing")
-    row("Page", page)
-    row("MLflow", where)
-    for i, (command, what) in enumerate(NEXT):
-        table.add_row("Next" if i == 0 else "", f"[bold]{command}[/]  [dim]{what}[/]")
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"\n[bold]{name}[/]  [dim]{results.held_out_tokens(reports)}[/]")
+    models = [model for model in results.models(reports) if model.perplexity is not None]
+    rows("Perplexity", (f"{m.name:<10}{fixed(m.perplexity or 0, 2):>9}  {m.change}" for m in models))
+    rows("Trained", [results.trained(reports)])
+    rows("Base", [results.sizes(reports)])
+    rows("Merge", _merge(reports, params))
+    rows("Export", map(_exported, results.exports(reports)))
+    rows("Ran", [" ".join(stage for stage, did in ran.items() if did)])
+    rows("From cache", [" ".join(stage for stage, did in ran.items() if not did)])
+    rows("Next", (f"[bold]{command:<43}[/] [dim]{what}[/]" for command, what in NEXT))
+    rows("Page", [page])
+    console = Console(highlight=False)
+    console.print(f"\n[bold]{escape(name)}[/]  [dim]{results.held_out_tokens(reports)}[/]")
     console.print(table)
+    # Beside the table, where a narrow terminal would break it.
+    console.print(f"[dim]MLflow[/]      {where}", soft_wrap=True)
 
 
-def _merge(reports: Reports, params: Mapping[str, Any]) -> str:
+def _merge(reports: Reports, params: Mapping[str, Any]) -> Iterator[str]:
     merge = reports.get("merge", {})
     if "passed" not in merge:
-        return ""
-    checks = [
-        f"{check.name} {check.value}" + (f" ({check.bound})" if check.bound else "")
-        for check in results.merge_checks(reports, params)
-    ]
-    return "; ".join([f"{'passed' if merge['passed'] else 'failed'} into {merge['base']}", *checks])
+        return
+    outcome = "[green]passed[/]" if merge["passed"] else "[red]failed[/]"
+    yield f"{outcome}, into the {merge['base']} base"
+    for check in results.merge_checks(reports, params):
+        yield f"{check.name} {check.value}" + (f"  [dim]{check.bound}[/]" if check.bound else "")
 
 
 def _exported(file: results.Exported) -> str:

@@ -14,6 +14,11 @@ def number(value: float, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
+def fixed(value: float, decimals: int) -> str:
+    """`38.10`: for columns, where the points stand below each other."""
+    return f"{value:,.{decimals}f}"
+
+
 def count(value: float) -> str:
     """`134.5 M`: a count in thousands, millions, billions."""
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):

@@ -15,11 +15,12 @@ from stages.runtime.device import configure
 from stages.runtime.paths import Paths
 
 
-def run_stage(function: Callable[..., dict[str, Any]]) -> None:
+def run_stage(function: Callable[..., dict[str, Any] | None]) -> None:
     """Run `function` as the stage of its name, in the working directory.
 
     The parameters after `paths` name the sections of `params.yaml` that it reads; `params.yaml` is
-    validated as a whole first. What it returns is written to `reports/NAME.json`, with `seconds`.
+    validated as a whole first. What it returns, if anything, is written to `reports/NAME.json`,
+    with `seconds`.
     A user's mistake ends in one message and exit code 1.
     """
     name = function.__name__
@@ -29,9 +30,10 @@ def run_stage(function: Callable[..., dict[str, Any]]) -> None:
         configure(config.runtime)
         started = time.perf_counter()
         report = function(paths, **sections(function, config))
-        report.setdefault("seconds", round(time.perf_counter() - started, 3))
-        write_json(paths.report(name), report)
-        mark_ran(paths, name)
+        if report is not None:
+            report.setdefault("seconds", round(time.perf_counter() - started, 3))
+            write_json(paths.report(name), report)
+            mark_ran(paths, name)
     except LoradagError as error:
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:

@@ -32,7 +32,7 @@ def live_callback(paths: Paths, key: str) -> TrainerCallback:
     """
     from transformers import TrainerCallback
 
-    class Live(TrainerCallback):  # type: ignore[misc]
+    class Live(TrainerCallback):
         def __init__(self) -> None:
             self.log: Callable[[int, dict[str, float]], None] | None = None
 

@@ -2,10 +2,11 @@
 
 import json
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from conf.compose import compose, write_params
+from conf.compose import compose, plain, write_params
 
 LAYERS = [
     f"model.layers.{i}.{name}"
@@ -37,8 +38,36 @@ def reports() -> dict[str, dict[str, Any]]:
             "eval_tokens": 8_702,
             "trained_token_fraction": 1.0,
             "truncated_rows": 0,
-            "token_length": {"p50": 38, "p95": 84, "max": 131},
-            "template": "Quote: {quote}\nAuthor: {author}<eos>",
+            "token_length": {
+                "p50": 31.0,
+                "p95": 74.0,
+                "max": 202,
+                "histogram": {
+                    "width": 11,
+                    "counts": [
+                        0,
+                        631,
+                        1847,
+                        913,
+                        435,
+                        249,
+                        160,
+                        111,
+                        58,
+                        20,
+                        7,
+                        1,
+                        2,
+                        0,
+                        0,
+                        0,
+                        0,
+                        0,
+                        1,
+                    ],
+                },
+            },
+            "template": "plain",
             "seconds": 6.1,
         },
         "quantize": {
@@ -54,6 +83,29 @@ def reports() -> dict[str, dict[str, Any]]:
                 {"name": name, "sqnr_db": 20.3 + math.sin(i) * 0.5, "rmse": 0.01 + i * 1e-5}
                 for i, name in enumerate(LAYERS)
             ],
+            "histogram": {
+                "layer": LAYERS[0],
+                "edges": [-0.6 + i * 0.02 for i in range(61)],
+                "counts": [int(4e4 * math.exp(-((i - 29.5) ** 2) / 60)) for i in range(60)],
+                "levels": [
+                    -0.6,
+                    -0.42,
+                    -0.31,
+                    -0.24,
+                    -0.17,
+                    -0.11,
+                    -0.05,
+                    0.0,
+                    0.05,
+                    0.1,
+                    0.15,
+                    0.2,
+                    0.26,
+                    0.34,
+                    0.43,
+                    0.6,
+                ],
+            },
             "peak_rss_bytes": 1_900_000_000,
             "seconds": 21.5,
         },
@@ -117,13 +169,25 @@ def reports() -> dict[str, dict[str, Any]]:
 def curve(steps: int = 60) -> str:
     """`plots/loss.csv`."""
     rows = [
-        f"{s},{2.9 + 1.2 * math.exp(-s / 9):.4f},{5e-4 * s / steps}" for s in range(1, steps + 1)
+        f"{s},{2.9 + 1.2 * math.exp(-s / 9) + 0.15 * math.sin(s * 2.4):.4f},{5e-4 * s / steps}"
+        for s in range(1, steps + 1)
     ]
     return "\n".join(["step,loss,learning_rate", *rows]) + "\n"
 
 
+@cache
+def _composed(overrides: tuple[str, ...]) -> Any:
+    return compose(list(overrides))
+
+
+def params(*overrides: str) -> dict[str, Any]:
+    """The sections that the report stage is given."""
+    whole = plain(_composed(overrides))
+    return {name: whole[name] for name in whole if name not in ("runtime", "sweep")}
+
+
 def write_project(root: Path, *overrides: str) -> None:
-    write_params(compose(list(overrides)), root)
+    write_params(_composed(overrides), root)
     (root / "reports").mkdir()
     (root / "plots").mkdir()
     for stage, report in reports().items():

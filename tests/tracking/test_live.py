@@ -20,7 +20,7 @@ class Line(torch.nn.Module):
         return {"loss": ((self.slope(x) - labels) ** 2).mean()}
 
 
-class StopAt(TrainerCallback):  # type: ignore[misc]
+class StopAt(TrainerCallback):
     def __init__(self, step: int) -> None:
         self.step = step
 

@@ -1,22 +1,34 @@
 import sqlite3
+import subprocess
 from typing import Any
 
 import pytest
 
-from conf.compose import compose, plain
 from stages.runtime import LoradagError, Paths, write_json
+from stages.runtime.stage import mark_ran
 from stages.tracking.live import live_callback, log_points, open_run
-from stages.tracking.provenance import lock_hash, mark_published, stages_ran
-from stages.tracking.publish import flat_metrics, flat_params, publish, run_name
+from stages.tracking.provenance import (
+    changed_params,
+    lock_hash,
+    mark_published,
+    source_tags,
+    stage_tags,
+    stages_ran,
+)
+from stages.tracking.publish import publish
+from stages.tracking.records import flat_metrics, flat_params, read_curves, run_name
 from stages.tracking.store import create_run, open_store
-from tests.pages.example import reports
+from tests.pages.example import params, reports
 
 RAN = {"fetch": False, "train": True}
 
 
-def params(*overrides: str) -> dict[str, Any]:
-    whole = plain(compose(list(overrides)))
-    return {name: whole[name] for name in whole if name not in ("runtime", "sweep")}
+def published(paths: Paths, *overrides: str) -> str:
+    given = params("experiment=smoke", *overrides)
+    tags = source_tags(paths.root) | stage_tags(RAN)
+    return publish(
+        paths, run_name(given), flat_params(given), reports(), read_curves(paths.loss), tags
+    )
 
 
 def runs(client: Any, experiment_id: str) -> list[Any]:
@@ -25,7 +37,7 @@ def runs(client: Any, experiment_id: str) -> list[Any]:
 
 def test_a_run_is_complete_from_files_alone(paths: Paths) -> None:
     paths.page.write_text("<html></html>")
-    where = publish(paths, params("experiment=smoke"), reports(), RAN)
+    where = published(paths)
 
     client, experiment_id = open_store()
     (run,) = runs(client, experiment_id)
@@ -52,7 +64,7 @@ def test_a_run_is_complete_from_files_alone(paths: Paths) -> None:
 def test_the_run_that_the_training_opened_is_completed(paths: Paths) -> None:
     client, live = open_run(paths, "k" * 64, "training")
     log_points(client, live, {step: {"loss": 9.0} for step in range(1, 41)})
-    publish(paths, params("experiment=smoke"), reports(), RAN)
+    published(paths)
     history = client.get_metric_history(live, "loss")
     assert [p.step for p in history] == [*range(1, 61)], "the rest from loss.csv, none twice"
     assert history[0].value == 9.0
@@ -62,14 +74,14 @@ def test_the_run_that_the_training_opened_is_completed(paths: Paths) -> None:
 
 def test_a_run_of_an_interrupted_training_is_not_taken_for_a_cached_one(paths: Paths) -> None:
     client, interrupted = open_run(paths, "another key", "training")
-    publish(paths, params("experiment=smoke"), reports(), RAN)
+    published(paths)
     assert client.get_run(interrupted).info.status == "KILLED"
     assert len(runs(*open_store())) == 2
 
 
 def test_every_pipeline_run_is_a_run_of_its_own(paths: Paths) -> None:
-    publish(paths, params("experiment=smoke"), reports(), RAN)
-    publish(paths, params("experiment=smoke", "adapter.r=4"), reports(), RAN)
+    published(paths)
+    published(paths, "adapter.r=4")
     assert {run.data.params["adapter.r"] for run in runs(*open_store())} == {"4", "8"}
 
 
@@ -80,8 +92,8 @@ def test_a_childs_run_keeps_its_name_and_takes_everything_once(
     parent = create_run(client, experiment_id, "sweep", {})
     child = create_run(client, experiment_id, "r=8", {"swept.adapter.r": "8"}, parent)
     monkeypatch.setenv("MLFLOW_RUN_ID", child)
-    publish(paths, params("experiment=smoke"), reports(), RAN)
-    publish(paths, params("experiment=smoke"), reports(), RAN)
+    published(paths)
+    published(paths)
     run = client.get_run(child)
     assert (run.info.run_name, run.info.status) == ("r=8", "FINISHED")
     assert run.data.tags["swept.adapter.r"] == "8"
@@ -93,7 +105,7 @@ def test_a_childs_run_keeps_its_name_and_takes_everything_once(
 def test_no_token_is_logged(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
     live_callback(paths, "k" * 64)
-    publish(paths, params("experiment=smoke"), reports(), RAN)
+    published(paths)
     for file in paths.root.rglob("*"):
         if file.is_file():
             assert b"hf_verysecret" not in file.read_bytes(), file
@@ -105,7 +117,7 @@ def test_a_store_that_cannot_be_reached_is_named_with_the_remedy(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(LoradagError, match="MLFLOW_TRACKING_URI") as refused:
-        publish(paths, params("experiment=smoke"), reports(), RAN)
+        published(paths)
     assert "127.0.0.1:9" in str(refused.value)
     assert "s3cret" not in str(refused.value)
 
@@ -115,7 +127,7 @@ def test_a_run_id_that_is_not_there_is_refused(
 ) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "f" * 32)
     with pytest.raises(LoradagError, match="f" * 32):
-        publish(paths, params("experiment=smoke"), reports(), RAN)
+        published(paths)
 
 
 def test_a_database_that_is_none_is_refused(paths: Paths) -> None:
@@ -123,7 +135,7 @@ def test_a_database_that_is_none_is_refused(paths: Paths) -> None:
     with pytest.raises(sqlite3.DatabaseError):
         sqlite3.connect(paths.root / "mlflow.db").execute("select 1 from runs")
     with pytest.raises(LoradagError, match=r"mlflow\.db"):
-        publish(paths, params("experiment=smoke"), reports(), RAN)
+        published(paths)
 
 
 def test_long_values_are_cut_at_mlflows_limit() -> None:
@@ -153,8 +165,6 @@ def test_runs_are_named_by_what_distinguishes_them(overrides: list[str], name: s
 
 
 def test_a_stage_has_run_once_and_is_cached_from_then_on(paths: Paths) -> None:
-    from stages.runtime.stage import mark_ran
-
     assert stages_ran(paths, RAN) == {"fetch": False, "train": False}
     mark_ran(paths, "train")
     assert stages_ran(paths, RAN) == {"fetch": False, "train": True}
@@ -175,8 +185,22 @@ def test_the_locks_hash_leaves_the_report_out(paths: Paths) -> None:
     assert lock_hash(paths.root / "none") is None
 
 
+def test_what_differs_from_the_committed_params_is_found(paths: Paths) -> None:
+    given = params("experiment=smoke", "adapter.r=4")
+    assert changed_params(paths.root, given) == set(), "no repository, nothing committed"
+    for command in (["init", "-q"], ["add", "params.yaml"], ["commit", "-qm", "one"]):
+        who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", *who, *command], cwd=paths.root, check=True)
+    assert changed_params(paths.root, given) == {"adapter.r"}
+    tags = source_tags(paths.root)
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=paths.root, capture_output=True, text=True, check=True
+    )
+    assert tags["mlflow.source.git.commit"] == head.stdout.strip()
+
+
 def test_a_report_may_lack_what_it_likes(paths: Paths) -> None:
     paths.loss.unlink()
-    publish(paths, params("quantize=none"), {"train": {}, "quantize": {"scheme": "none"}}, RAN)
+    publish(paths, "bare", {}, {"train": {}, "quantize": {"scheme": "none"}}, {}, {})
     (run,) = runs(*open_store())
     assert run.data.metrics == {}
