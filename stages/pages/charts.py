@@ -48,7 +48,7 @@ def axis(
 ) -> Axis:
     """An axis that holds all `values` with some margin; from 0 on if `zero`."""
     finite = [value for value in values if math.isfinite(value) and (value > 0 or not log)]
-    low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
+    low, high = (min(finite), max(finite)) if finite else (float(log), 1.0)
     if log:
         low, high = (low / 1.1, high * 1.1) if low == high else (low, high)
         space = (high / low) ** margin

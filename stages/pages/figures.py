@@ -57,7 +57,9 @@ def length_figure(prepare: Mapping[str, Any]) -> Figure | None:
         return None
     counts, width = length["histogram"]["counts"], length["histogram"]["width"]
     edges = [i * width for i in range(len(counts) + 1)]
-    frame = Frame(Axis("tokens a row", 0, edges[-1]), axis("rows", counts, zero=True), width=480, height=270)
+    frame = Frame(
+        Axis("tokens a row", 0, edges[-1]), axis("rows", counts, zero=True), width=480, height=270
+    )
     marks = [
         frame.bars(edges, counts, 0),
         frame.post(length["p50"], f"median {tick(length['p50'])}"),

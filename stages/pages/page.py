@@ -50,6 +50,7 @@ def report_page(
         models=results.models(reports),
         tokens=results.held_out_tokens(reports),
         trained=results.trained(reports),
+        smaller=results.smaller(reports),
         sizes=results.sizes(reports),
         merge_checks=results.merge_checks(reports, params),
         exports=results.exports(reports),

@@ -96,6 +96,9 @@ def merge_checks(reports: Reports, params: Mapping[str, Any]) -> list[Check]:
         bound = f"within {percent(tolerance['perplexity'])}"
         moved = f"{number(before)} → {number(after)} ({change(before, after)})"
         checks.append(Check("perplexity", moved, bound))
+    if (rounding := merge.get("rounding_kl")) is not None:
+        bound = f"≤ {tolerance['rounding']:g}"
+        checks.append(Check("KL by rounding alone, nats a token", number(rounding, 3), bound))
     if (match := merge.get("greedy_match")) is not None:
         checks.append(Check("greedy text the same", percent(match)))
     if (diff := merge.get("max_abs_logit_diff")) is not None:
@@ -154,13 +157,21 @@ def stage_rows(reports: Reports, ran: Mapping[str, bool]) -> list[tuple[str, boo
     ]
 
 
+def smaller(reports: Reports) -> str:
+    """`nf4, 2.42 times smaller than at 16 bits`."""
+    quantize = reports.get("quantize", {})
+    full, small = quantize.get("bytes_full"), quantize.get("bytes")
+    if not full or not small or quantize.get("scheme") == "none":
+        return "at 16 bits"
+    return f"{quantize['scheme']}, {full / small:.3g} times smaller than at 16 bits"
+
+
 def sizes(reports: Reports) -> str:
-    """`269 MB at 16 bits → 111 MB as nf4 (2.42 times smaller)`."""
+    """`269 MB → 111 MB: nf4, 2.42 times smaller than at 16 bits`."""
     quantize = reports.get("quantize", {})
     full, small = quantize.get("bytes_full"), quantize.get("bytes")
     if not full:
         return ""
     if not small or quantize.get("scheme") == "none":
         return f"{size(full)} at 16 bits"
-    ratio = f"{full / small:.3g} times smaller"
-    return f"{size(full)} at 16 bits → {size(small)} as {quantize['scheme']} ({ratio})"
+    return f"{size(full)} → {size(small)}: {smaller(reports)}"

@@ -37,7 +37,9 @@ def print_summary(
             table.add_row("" if i else label, value)
 
     models = [model for model in results.models(reports) if model.perplexity is not None]
-    rows("Perplexity", (f"{m.name:<10}{fixed(m.perplexity or 0, 2):>9}  {m.change}" for m in models))
+    rows(
+        "Perplexity", (f"{m.name:<10}{fixed(m.perplexity or 0, 2):>9}  {m.change}" for m in models)
+    )
     rows("Trained", [results.trained(reports)])
     rows("Base", [results.sizes(reports)])
     rows("Merge", _merge(reports, params))
