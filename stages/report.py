@@ -27,6 +27,7 @@ def report(
     train: Train,
 ) -> None:
     from stages.pages.page import report_page
+    from stages.pages.results import note
     from stages.pages.terminal import print_summary
     from stages.tracking.provenance import (
         changed_params,
@@ -57,7 +58,8 @@ def report(
     with replacing(paths.page) as page:
         html = report_page(name, params, flat, changed, reports, curves, ran, tags)
         page.write_text(html, encoding="utf-8")
-    where = publish(paths, name, flat, reports, curves, tags | stage_tags(ran))
+    tags |= stage_tags(ran) | {"mlflow.note.content": note(reports)}
+    where = publish(paths, name, flat, reports, curves, tags)
     mark_published(paths, STAGES)
     print_summary(name, params, reports, ran, paths.page.name, where)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.pages.text import change, count, duration, number, percent, size
+from stages.pages.text import change, count, duration, fixed, number, percent, size
 
 Reports = Mapping[str, dict[str, Any]]
 
@@ -175,3 +175,20 @@ def sizes(reports: Reports) -> str:
     if not small or quantize.get("scheme") == "none":
         return f"{size(full)} at 16 bits"
     return f"{size(full)} → {size(small)}: {smaller(reports)}"
+
+
+def note(reports: Reports) -> str:
+    """The result as Markdown, for the description of the MLflow run."""
+    rows = [
+        f"| {model.name} | {fixed(model.perplexity, 2)} | {model.change} |"
+        for model in models(reports)
+        if model.perplexity is not None
+    ]
+    head = [f"| on {held_out_tokens(reports)} | perplexity | to base |", "|---|---:|---:|"]
+    lines = [
+        ("Trained", trained(reports)),
+        ("Base", sizes(reports)),
+        ("Merge", "passed" if reports.get("merge", {}).get("passed") else ""),
+    ]
+    items = [f"- {name}: {text}" for name, text in lines if text]
+    return "\n".join([*(head if rows else []), *rows, "", *items])
