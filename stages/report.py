@@ -37,7 +37,7 @@ def report(
         stages_ran,
     )
     from stages.tracking.publish import publish
-    from stages.tracking.records import flat_params, read_curves, run_name
+    from stages.tracking.records import flat_params, read_curves, run_name, sized
 
     params = {
         "model": asdict(model),
@@ -51,6 +51,7 @@ def report(
         "seed": seed,
     }
     reports = {stage: json.loads(paths.report(stage).read_text()) for stage in STAGES}
+    reports["export"] = sized(reports["export"])
     ran = stages_ran(paths, STAGES)
     name, flat, curves = run_name(params), flat_params(params), read_curves(paths.loss)
     tags, changed = source_tags(paths.root), changed_params(paths.root, params)

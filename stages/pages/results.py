@@ -3,9 +3,8 @@
 Every report may lack what its options left out, so what is not there is not shown.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from stages.pages.text import change, count, duration, fixed, number, percent, size
@@ -108,45 +107,32 @@ def merge_checks(reports: Reports, params: Mapping[str, Any]) -> list[Check]:
 
 @dataclass(frozen=True)
 class Exported:
-    """A file of the export, or what a runtime made of it."""
+    """A format, and what its runtime made of it."""
 
     name: str
-    bytes: int | None
+    bytes: int | None  # of its weights
     runtime: str
     perplexity: float | None
-    tokens_per_second: float | None
+    merged_perplexity: float | None  # of what was exported, on the same rows
     token_ids_match: bool | None
+    greedy_match: float | None
+    tokens_per_second: float | None
 
 
 def exports(reports: Reports) -> list[Exported]:
-    """The files, then what each runtime measured."""
-    export = reports.get("export", {})
-    files = [
-        Exported(Path(file["path"]).name, file.get("bytes"), "", None, None, None)
-        for file in export.get("files", [])
-        if "perplexity" not in file
+    return [
+        Exported(
+            name=name.replace("_", " ", 1),
+            bytes=found.get("bytes"),
+            runtime=found.get("runtime", ""),
+            perplexity=found.get("perplexity"),
+            merged_perplexity=found.get("merged_perplexity"),
+            token_ids_match=found.get("token_ids_match"),
+            greedy_match=found.get("greedy_match"),
+            tokens_per_second=found.get("tokens_per_second"),
+        )
+        for name, found in reports.get("export", {}).get("formats", {}).items()
     ]
-    return files + list(_measured(export, ""))
-
-
-def _measured(tree: Any, name: str) -> Iterator[Exported]:
-    """Every part of the export's report that has a perplexity, named by its path or its keys."""
-    if isinstance(tree, list):
-        for item in tree:
-            yield from _measured(item, name)
-    elif isinstance(tree, Mapping):
-        if "perplexity" in tree:
-            yield Exported(
-                name=Path(tree["path"]).name if "path" in tree else name,
-                bytes=tree.get("bytes"),
-                runtime=tree.get("runtime", ""),
-                perplexity=tree["perplexity"],
-                tokens_per_second=tree.get("tokens_per_second"),
-                token_ids_match=tree.get("token_ids_match"),
-            )
-        else:
-            for key, value in tree.items():
-                yield from _measured(value, f"{name} {key}".strip())
 
 
 def stage_rows(reports: Reports, ran: Mapping[str, bool]) -> list[tuple[str, bool, str]]:
@@ -163,7 +149,9 @@ def smaller(reports: Reports) -> str:
     full, small = quantize.get("bytes_full"), quantize.get("bytes")
     if not full or not small or quantize.get("scheme") == "none":
         return "at 16 bits"
-    return f"{quantize['scheme']}, {full / small:.3g} times smaller than at 16 bits"
+    # A tiny model's scales can weigh more than its weights save.
+    ratio, way = (full / small, "smaller") if small <= full else (small / full, "larger")
+    return f"{quantize['scheme']}, {ratio:.3g} times {way} than at 16 bits"
 
 
 def sizes(reports: Reports) -> str:

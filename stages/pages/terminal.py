@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from rich.markup import escape
+
 from stages.pages import results
 from stages.pages.results import Reports
 from stages.pages.text import fixed, number, size
@@ -25,7 +27,6 @@ def print_summary(
 ) -> None:
     """Print the table of results, where the run can be seen, and what to try next."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
@@ -66,13 +67,12 @@ def _merge(reports: Reports, params: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _exported(file: results.Exported) -> str:
-    parts = [f"{file.name}"]
-    if file.bytes:
-        parts.append(size(file.bytes))
+    parts = [f"{file.name}, {size(file.bytes)}" if file.bytes else file.name]
     if file.perplexity is not None:
-        parts.append(f"{file.runtime} perplexity {number(file.perplexity)}".strip())
+        before = f" (merged {fixed(file.merged_perplexity, 2)})" if file.merged_perplexity else ""
+        parts.append(f"perplexity {fixed(file.perplexity, 2)}{before}")
     if file.tokens_per_second is not None:
         parts.append(f"{number(file.tokens_per_second, 3)} tokens/s")
     if file.token_ids_match is not None:
-        parts.append(f"token ids {'the same' if file.token_ids_match else 'differ'}")
-    return ", ".join(parts)
+        parts.append(f"token ids {'match' if file.token_ids_match else 'differ'}")
+    return ", ".join(parts) + (f"  [dim]{escape(file.runtime)}[/]" if file.runtime else "")

@@ -35,23 +35,29 @@ def flat_params(params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def flat_metrics(reports: Mapping[str, dict[str, Any]]) -> dict[str, float]:
-    """Every number of every report as `stage.key`, truth as 0 or 1; lists are left to the files.
+    """Every number of every report as `stage.key`, truth as 0 or 1; lists are left to the files."""
+    return {
+        key: float(value) for key, value in leaves(reports) if isinstance(value, bool | int | float)
+    }
 
-    A list whose items have a `path` (the files of an export) goes by file name.
+
+def sized(export: dict[str, Any]) -> dict[str, Any]:
+    """The export's report with the `bytes` of each format's weights beside its other numbers.
+
+    Its list of files goes by name, and a name holds the model's: no key to compare runs by.
     """
 
-    def named(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: named(item) for key, item in value.items()}
-        if isinstance(value, list) and all(isinstance(i, Mapping) and "path" in i for i in value):
-            return {Path(item["path"]).name: named(item) for item in value}
-        return value
+    def weights(name: str) -> int:
+        kind, _, type = name.partition("_")
+        ending = f"-{type}.gguf" if kind == "gguf" else ".safetensors"
+        return sum(
+            file["bytes"]
+            for file in export["files"]
+            if file["format"] == kind and file["path"].endswith(ending)
+        )
 
-    return {
-        key: float(value)
-        for key, value in leaves(named(reports))
-        if isinstance(value, bool | int | float)
-    }
+    formats = export.get("formats", {})
+    return export | {"formats": {n: found | {"bytes": weights(n)} for n, found in formats.items()}}
 
 
 def read_curves(path: Path) -> dict[int, dict[str, float]]:

@@ -141,6 +141,7 @@ def reports() -> dict[str, dict[str, Any]]:
             "base": "original",
             "max_abs_logit_diff": 0.91,
             "mean_kl": 0.0121,
+            "rounding_kl": 1.2e-5,
             "perplexity_before": 19.8,
             "perplexity_after": 19.61,
             "greedy_match": 0.875,
@@ -150,16 +151,25 @@ def reports() -> dict[str, dict[str, Any]]:
         },
         "export": {
             "files": [
-                {"format": "gguf", "path": "model-f16.gguf", "bytes": 270_900_000, "sha256": "a"},
-                {"format": "gguf", "path": "model-q8_0.gguf", "bytes": 144_800_000, "sha256": "b"},
+                {"format": "gguf", "path": "gguf/README.md", "bytes": 2048, "sha256": "a"},
+                {"format": "gguf", "path": "gguf/q-f16.gguf", "bytes": 270_900_000, "sha256": "b"},
+                {"format": "gguf", "path": "gguf/q-q8_0.gguf", "bytes": 144_800_000, "sha256": "c"},
             ],
-            "gguf": {
-                "f16": {
-                    "perplexity": 19.62,
-                    "runtime": "llama.cpp",
+            "formats": {
+                f"gguf_{type}": {
+                    "bytes": size,
+                    "runtime": "xllamacpp 2026.10.11549",
+                    "perplexity": perplexity,
+                    "expected_perplexity": perplexity,
+                    "merged_perplexity": 19.60,
                     "token_ids_match": True,
+                    "greedy_match": 1.0,
                     "tokens_per_second": 57.0,
-                },
+                }
+                for type, size, perplexity in (
+                    ("f16", 270_900_000, 19.61),
+                    ("q8_0", 144_800_000, 19.66),
+                )
             },
             "seconds": 60.0,
         },

@@ -16,7 +16,7 @@ from stages.tracking.provenance import (
     stages_ran,
 )
 from stages.tracking.publish import publish
-from stages.tracking.records import flat_metrics, flat_params, read_curves, run_name
+from stages.tracking.records import flat_metrics, flat_params, read_curves, run_name, sized
 from stages.tracking.store import create_run, open_store
 from tests.pages.example import params, reports
 
@@ -50,7 +50,7 @@ def test_a_run_is_complete_from_files_alone(paths: Paths) -> None:
     assert not [key for key in run.data.params if key.startswith(("runtime", "sweep"))]
     assert run.data.metrics["evaluate.adapter.perplexity"] == 19.8
     assert run.data.metrics["merge.passed"] == 1
-    assert run.data.metrics["export.files.model-q8_0.gguf.bytes"] == 144_800_000
+    assert run.data.metrics["export.formats.gguf_q8_0.bytes"] == 144_800_000
     assert [p.step for p in client.get_metric_history(run.info.run_id, "loss")] == [*range(1, 61)]
     assert run.data.tags["stage.train"] == "ran"
     assert run.data.tags["stage.fetch"] == "cached"
@@ -147,9 +147,33 @@ def test_long_values_are_cut_at_mlflows_limit() -> None:
 
 def test_metrics_are_numbers_with_their_stage() -> None:
     flat = flat_metrics(reports())
-    assert flat["prepare.token_length.p95"] == 84
-    assert flat["export.gguf.f16.token_ids_match"] == 1
+    assert flat["prepare.token_length.p95"] == 74
+    assert flat["export.formats.gguf_f16.token_ids_match"] == 1
     assert not [key for key in flat if "layers" in key or "samples" in key]
+
+
+def test_an_exports_size_is_that_of_its_weights() -> None:
+    files = [
+        {"format": "gguf", "path": "gguf/m-q8_0.gguf", "bytes": 5},
+        {"format": "gguf", "path": "gguf/m-f16.gguf", "bytes": 9},
+        {
+            "format": "safetensors",
+            "path": "safetensors/model-00001-of-00002.safetensors",
+            "bytes": 3,
+        },
+        {
+            "format": "safetensors",
+            "path": "safetensors/model-00002-of-00002.safetensors",
+            "bytes": 4,
+        },
+        {"format": "safetensors", "path": "safetensors/tokenizer.json", "bytes": 100},
+        {"format": "adapter", "path": "adapter/adapter_model.safetensors", "bytes": 1},
+    ]
+    names = ("gguf_f16", "gguf_q8_0", "safetensors", "adapter")
+    export = sized({"files": files, "formats": {name: {"perplexity": 2.0} for name in names}})
+    assert [export["formats"][name]["bytes"] for name in names] == [9, 5, 7, 1]
+    assert export["formats"]["adapter"]["perplexity"] == 2.0
+    assert sized({}) == {"formats": {}}
 
 
 @pytest.mark.parametrize(
