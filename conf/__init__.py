@@ -1,11 +1,25 @@
 """The configuration: values in `*.yaml`, types and rules in `schema.py`.
 
 Importing this package registers the schema with Hydra, so that every composition, also DVC's own
-(`dvc exp run -S`), refuses unknown keys, wrong types and unknown options.
+(`dvc exp run -S`), refuses unknown keys, wrong types and unknown options; and the resolver
+`${checked:}`, by which it refuses what the rules do not allow.
 """
 
-from hydra.core.config_store import ConfigStore
+from typing import Any
 
-from conf.schema import Config
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from conf.schema import Config, validate
+
+
+def _checked(*, _root_: Any) -> bool:
+    composed: Any = OmegaConf.to_container(_root_)
+    composed.pop("hydra", None)
+    config = OmegaConf.create(composed | {"checked": True})
+    validate(OmegaConf.to_container(config, resolve=True), source="what was composed")
+    return True
+
 
 ConfigStore.instance().store(name="schema", node=Config)
+OmegaConf.register_new_resolver("checked", _checked, replace=True)

@@ -23,6 +23,7 @@ def compose(overrides: list[str]) -> DictConfig:
     except HydraException as error:
         causes = [str(error), str(error.__cause__ or "")]
         raise LoradagError("\n".join(line for line in causes if line)) from error
+    config.checked = True  # it is, here, and said in the words of the overrides
     OmegaConf.resolve(config)
     validate(plain(config), source=" ".join(overrides) or "the default configuration")
     return config

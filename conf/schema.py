@@ -288,6 +288,7 @@ class Config:
     seed: int = at_least(0)  # of the adapter's start, dropout and the order of rows
     runtime: Runtime = field(default_factory=Runtime)
     sweep: Sweep = field(default_factory=Sweep)
+    checked: bool = MISSING  # composing this key checks the rules
 
 
 def load_config(path: Path) -> Config:
