@@ -382,6 +382,12 @@ def _combinations(config: Config) -> Iterable[Problem]:
     yield from _quantize_rules(config.quantize)
     yield from _method_rules(config)
     yield from _train_rules(config)
+    if config.adapter.variant == "none" and "adapter" in config.export.formats:
+        yield Problem(
+            "export.formats", config.export.formats,
+            "cannot hold adapter, for adapter.variant = none trains every weight",
+            "Export safetensors or gguf.",
+        )  # fmt: skip
     if config.evaluate.stride > config.evaluate.window:
         yield Problem(
             "evaluate.stride", config.evaluate.stride,

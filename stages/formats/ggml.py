@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +56,13 @@ def write_gguf(model: Path, path: Path, type: str, name: str) -> dict[str, str]:
     kind = "ALL_F32" if type == "f32" else f"MOSTLY_{type.upper()}"
     hparams = ModelBase.load_hparams(model, False)
     architecture = get_model_architecture(hparams, ModelType.TEXT)
-    with torch.inference_mode():
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as scratch:
+        # The converter reads size, version and base out of the folder's name.
+        named = Path(scratch) / name
+        named.symlink_to(model.resolve(), target_is_directory=True)
         try:
             converter = get_model_class(architecture)(
-                model, gguf.LlamaFileType[kind], path, model_name=name
+                named, gguf.LlamaFileType[kind], path, model_name=name
             )
             known = converter.get_vocab_base_pre
             converter.get_vocab_base_pre = lambda tokenizer: _pre_tokenizer(tokenizer, known)

@@ -2,37 +2,34 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from conf.compose import compose, plain
-from conf.schema import Config, LoradagError, validate
-from stages.fetch import fetch
+from conf.schema import Config, LoradagError
 from stages.merge import merge
 from stages.merging.adapter import LowRank
 from stages.models.loading import load_base
-from stages.prepare import prepare
 from stages.runtime import Paths
+from tests.conftest import run_stages, smoke_config
 
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    return validate(plain(compose(["experiment=smoke", "quantize=none", "merge.rows=3"])))
+    return smoke_config("quantize=none", "merge.rows=3")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Paths:
+def adapted(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, config: Config) -> Paths:
     """A project up to an adapter whose updates are about a hundredth of the weights."""
     from peft import LoraConfig, get_peft_model
 
-    paths = Paths(tmp_path_factory.mktemp("trained"))
-    fetch(paths, config.model)
-    prepare(paths, config.prepare)
-    paths.quantized.mkdir(parents=True)
-    (paths.quantized / "scheme.json").write_text('{"scheme": "none"}')
+    paths = Paths(tmp_path_factory.mktemp("adapted"))
+    shutil.copytree(tiny_base, paths.base)
+    run_stages(paths, config, "prepare", "quantize")
     torch.manual_seed(0)
     model = get_peft_model(
         load_base(paths, torch.float32),
@@ -45,25 +42,25 @@ def trained(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Paths:
     return paths
 
 
-def test_a_sound_merge_passes(trained: Paths, config: Config) -> None:
-    report = merge(trained, config.merge)
+def test_a_sound_merge_passes(adapted: Paths, config: Config) -> None:
+    report = merge(adapted, config.merge)
     assert report["passed"]
     assert report["mean_kl"] < 1e-6
     assert report["largest_layer_error"] < 1e-5
     assert report["greedy_match"] == 1.0
     assert report["perplexity_after"] == pytest.approx(report["perplexity_before"], rel=1e-5)
-    saved = json.loads((trained.merged / "config.json").read_text())
+    saved = json.loads((adapted.merged / "config.json").read_text())
     assert saved["tie_word_embeddings"]
     assert {"tokenizer.json", "chat_template.jinja", "generation_config.json"} <= {
-        file.name for file in trained.merged.iterdir()
+        file.name for file in adapted.merged.iterdir()
     }
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_rounding_passes(trained: Paths, config: Config, dtype: str) -> None:
-    report = merge(trained, dataclasses.replace(config.merge, dtype=dtype))
+def test_rounding_passes(adapted: Paths, config: Config, dtype: str) -> None:
+    report = merge(adapted, dataclasses.replace(config.merge, dtype=dtype))
     assert report["mean_kl"] < config.merge.tolerance.rounding / 10
-    assert json.loads((trained.merged / "config.json").read_text())["dtype"] == dtype
+    assert json.loads((adapted.merged / "config.json").read_text())["dtype"] == dtype
 
 
 def wrong_scale(of: LowRank) -> LowRank:
@@ -81,15 +78,15 @@ def swapped(of: LowRank) -> LowRank:
 @pytest.mark.parametrize("breakage", [wrong_scale, swapped])
 @pytest.mark.parametrize("dtype", ["auto", "float16"])
 def test_a_broken_update_is_caught(
-    trained: Paths, config: Config, monkeypatch: pytest.MonkeyPatch, breakage: Any, dtype: str
+    adapted: Paths, config: Config, monkeypatch: pytest.MonkeyPatch, breakage: Any, dtype: str
 ) -> None:
     apply = LowRank.apply
     monkeypatch.setattr(LowRank, "apply", lambda self, *given: apply(breakage(self), *given))
-    refused(trained, dataclasses.replace(config.merge, dtype=dtype))
+    refused(adapted, dataclasses.replace(config.merge, dtype=dtype))
 
 
 def test_one_layer_left_out_is_caught(
-    trained: Paths, config: Config, monkeypatch: pytest.MonkeyPatch
+    adapted: Paths, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its effect on the next token is far below any tolerance on KL; on the layer it is not."""
     from stages.merging import streaming
@@ -102,13 +99,11 @@ def test_one_layer_left_out_is_caught(
         return updates
 
     monkeypatch.setattr(streaming, "read_adapter", without_one)
-    message = refused(trained, config.merge)
+    message = refused(adapted, config.merge)
     assert "layers.1.self_attn.k_proj" in message
 
 
 def refused(paths: Paths, options: Any) -> str:
-    import shutil
-
     shutil.rmtree(paths.merged, ignore_errors=True)  # as DVC does before a stage runs
     with pytest.raises(LoradagError, match="is not the trained one") as failure:
         merge(paths, options)
@@ -119,14 +114,12 @@ def refused(paths: Paths, options: Any) -> str:
 
 
 def test_a_whole_checkpoint_is_the_merged_model(
-    trained: Paths, config: Config, tmp_path: Path
+    adapted: Paths, config: Config, tmp_path: Path
 ) -> None:
     """`adapter=none`: what was trained stands alone already."""
-    import shutil
-
     paths = Paths(tmp_path)
     for folder in ("artifacts", "data"):
-        shutil.copytree(trained.root / folder, tmp_path / folder)
+        shutil.copytree(adapted.root / folder, tmp_path / folder)
     shutil.rmtree(paths.adapter)
     model = load_base(paths, torch.float32)
     for parameter in model.parameters():
