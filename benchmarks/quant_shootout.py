@@ -1,0 +1,183 @@
+"""Every quantiser on the prepared base, side by side: size, error, perplexity, speed.
+
+    dvc repro prepare
+    python -m benchmarks.quant_shootout
+
+Runs the stage `quantize` for each scheme in a temporary folder, loads what it wrote, and measures
+it on the held-out rows. No training: what is compared is the frozen base. Writes
+`docs/quant_shootout.json` and `docs/quant_shootout.svg`, and prints the table of
+`docs/quantization.md`.
+"""
+
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from conf.compose import compose, plain
+from conf.schema import Config, Runtime, load_config, validate
+from stages.runtime import Paths
+from stages.runtime.device import configure
+
+SCHEMES = (
+    "none", "int8", "dynamic_w8a8", "static_w8a8", "nf4", "fp4",
+    "symmetric", "symmetric_4", "symmetric_3", "symmetric_2",
+    "asymmetric", "asymmetric_4", "asymmetric_3", "asymmetric_2",
+)  # fmt: skip
+FOLDS = 14  # of the held-out rows; their spread is the noise of a difference
+REPEATS = 5  # of the timed forward pass; the fastest counts
+
+
+def quantize_config(scheme: str) -> Config:
+    return validate(plain(compose([f"quantize={scheme}"])))
+
+
+def score_folds(model: Any, rows: list[Any], config: Config) -> list[tuple[float, int]]:
+    """(sum of NLL, tokens) of each fold of the rows."""
+    from stages.metrics.perplexity import score
+
+    folds = []
+    for start in range(FOLDS):
+        scored = score(
+            model,
+            [row.input_ids for row in rows[start::FOLDS]],
+            None,
+            window=config.evaluate.window,
+            stride=config.evaluate.stride,
+            batch_tokens=config.evaluate.batch_tokens,
+        )
+        folds.append((scored.nll_sum, scored.tokens))
+    return folds
+
+
+def forward_seconds(model: Any, ids: Any) -> float:
+    import torch
+
+    started = time.perf_counter()
+    with torch.inference_mode():
+        model(ids)
+    return time.perf_counter() - started
+
+
+def difference(
+    folds: list[tuple[float, int]], base: list[tuple[float, int]]
+) -> tuple[float, float]:
+    """Mean of NLL − NLL of the base over the folds, nats a token, and its standard error."""
+    gaps = [(one - other) / count for (one, count), (other, _) in zip(folds, base, strict=True)]
+    return statistics.mean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps))
+
+
+def run(paths: Paths, config: Config) -> list[dict[str, Any]]:
+    import torch
+
+    from stages.models.loading import load_base, load_quantized
+    from stages.quantize import quantize
+    from stages.text.rows import read_rows
+
+    rows = read_rows(paths.prepared / "eval.parquet")
+    base = load_base(paths, torch.float32)
+    ids = torch.tensor([[id for row in rows[:20] for id in row.input_ids][:256]])
+    base_folds = score_folds(base, rows, config)
+    results = []
+    for name in SCHEMES:
+        report = quantize(paths, quantize_config(name).quantize)
+        started = time.perf_counter()
+        model = load_quantized(paths, torch.float32)
+        loading = time.perf_counter() - started
+        folds = base_folds if name == "none" else score_folds(model, rows, config)
+        times = [(forward_seconds(model, ids), forward_seconds(base, ids)) for _ in range(REPEATS)]
+        gap, error = difference(folds, base_folds)
+        nll = sum(total for total, _ in folds) / sum(count for _, count in folds)
+        results.append(
+            {
+                "scheme": name,
+                "stored_bits": report["bits_per_weight"],
+                "bits": report.get("information_bits_per_weight", report["bits_per_weight"]),
+                "megabytes": report["bytes"] / 1e6,
+                "sqnr_db": report.get("sqnr_db"),
+                "perplexity": math.exp(nll),
+                "nll_gap": gap,
+                "nll_gap_error": error,
+                "speed": min(other for _, other in times) / min(own for own, _ in times),
+                "load_seconds": loading,
+            }
+        )
+        print(row(results[-1]), file=sys.stderr)
+    return results
+
+
+def row(result: dict[str, Any]) -> str:
+    sqnr = "" if result["sqnr_db"] is None else f"{result['sqnr_db']:.1f}"
+    gap = f"{result['nll_gap']:+.4f} ± {result['nll_gap_error']:.4f}"
+    cells = [
+        result["scheme"],
+        f"{result['bits']:.2f}",
+        f"{result['stored_bits']:.2f}",
+        f"{result['megabytes']:.0f}",
+        sqnr,
+        f"{result['perplexity']:.4g}",
+        "" if result["scheme"] == "none" else gap,
+        f"{result['speed']:.2f}",
+        f"{result['load_seconds']:.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    titles = [
+        "scheme", "bits a weight", "stored", "MB", "SQNR dB", "perplexity", "ΔNLL nats a token",
+        "speed", "load s",
+    ]  # fmt: skip
+    rule = "|---" + "|---:" * (len(titles) - 1) + "|"
+    return "\n".join([f"| {' | '.join(titles)} |", rule, *map(row, results)])
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """Perplexity over bits a weight, with the schemes that none beats in both."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "loradag"  # the same ids in every run
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    best = math.inf
+    front = []
+    for result in sorted(results, key=lambda each: (each["bits"], each["perplexity"])):
+        if result["perplexity"] < best:
+            best = result["perplexity"]
+            front.append(result)
+    axes.plot([r["bits"] for r in front], [r["perplexity"] for r in front], color="0.7", zorder=0)
+    for result in results:
+        axes.scatter(result["bits"], result["perplexity"], s=18, color="tab:blue")
+        axes.annotate(
+            result["scheme"], (result["bits"], result["perplexity"]), fontsize=7,
+            xytext=(4, 3), textcoords="offset points",
+        )  # fmt: skip
+    axes.set(xlabel="bits a weight, scales included", ylabel="perplexity", yscale="log")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    config = load_config(Path("params.yaml"))
+    configure(Runtime(threads=config.runtime.threads, device="cpu"))
+    project = Paths(Path())
+    with tempfile.TemporaryDirectory() as name:
+        paths = Paths(Path(name))
+        for own, theirs in ((paths.base, project.base), (paths.prepared, project.prepared)):
+            own.parent.mkdir(parents=True, exist_ok=True)
+            own.symlink_to(theirs.resolve())
+        results = run(paths, config)
+    text = json.dumps(results, indent=2, sort_keys=True)
+    Path("docs/quant_shootout.json").write_text(text + "\n", encoding="utf-8")
+    draw(results, Path("docs/quant_shootout.svg"))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

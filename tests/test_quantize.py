@@ -1,0 +1,48 @@
+import pytest
+
+from conf.schema import ConfigError
+from stages.models.loading import is_quantized
+from stages.quantize import quantize
+from tests.conftest import smoke_config
+
+KEYS = {
+    "scheme", "parameters", "quantized_parameters", "bits_per_weight", "bytes", "bytes_full",
+    "rmse", "layers", "peak_rss_bytes",
+}  # fmt: skip
+
+
+def test_none_only_says_so(project):
+    paths, config = project("quantize=none")
+    report = quantize(paths, config.quantize)
+    assert [file.name for file in paths.quantized.iterdir()] == ["scheme.json"]
+    assert not is_quantized(paths)
+    assert report.keys() >= KEYS
+    assert (report["bits_per_weight"], report["rmse"], report["layers"]) == (32, 0, [])
+
+
+def test_a_scheme_leaves_a_loadable_folder_and_the_whole_report(project):
+    paths, config = project("quantize=nf4")
+    report = quantize(paths, config.quantize)
+    assert is_quantized(paths)
+    assert report.keys() >= KEYS | {"sqnr_db", "histogram"}
+    assert 18 < report["sqnr_db"] < 22  # normal weights in NF4: about 20.7 dB
+    names = {file.name for file in paths.quantized.iterdir()}
+    assert names == {"config.json", "generation_config.json", "model.safetensors", "scheme.json"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["quantize=symmetric", "quantize.bits=1"], "quantize.bits = 1: must be from 2 to 8"),
+        (["quantize=symmetric", "quantize.bits=9"], "quantize.bits = 9: must be from 2 to 8"),
+        (["quantize=asymmetric", "quantize.granularity=group"], "quantize.group_size"),
+        (["quantize=dynamic_w8a8", "quantize.granularity=group"], "Choose tensor or channel"),
+        (
+            ["quantize=static_w8a8", "quantize.activation_granularity=channel"],
+            "quantize.activation_zero_point=false",
+        ),
+    ],
+)
+def test_options_that_cannot_work_are_refused_before_work(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        smoke_config(*overrides)
