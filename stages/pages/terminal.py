@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from stages.pages import results
 from stages.pages.results import Reports
-from stages.pages.text import fixed, number, size
+from stages.pages.text import change, fixed, number, size
 
 NEXT = (
     ("dvc exp run -S adapter.r=16", "another rank"),
@@ -67,12 +67,14 @@ def _merge(reports: Reports, params: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _exported(file: results.Exported) -> str:
-    parts = [f"{file.name}, {size(file.bytes)}" if file.bytes else file.name]
+    parts = [file.name]
+    if file.bytes:
+        parts.append(size(file.bytes))
     if file.perplexity is not None:
-        before = f" (merged {fixed(file.merged_perplexity, 2)})" if file.merged_perplexity else ""
-        parts.append(f"perplexity {fixed(file.perplexity, 2)}{before}")
+        moved = change(file.merged_perplexity, file.perplexity) if file.merged_perplexity else ""
+        parts.append(f"perplexity {fixed(file.perplexity, 2)}" + (f" ({moved})" if moved else ""))
+    if file.token_ids_match is not None:
+        parts.append("ids match" if file.token_ids_match else "ids differ")
     if file.tokens_per_second is not None:
         parts.append(f"{number(file.tokens_per_second, 3)} tokens/s")
-    if file.token_ids_match is not None:
-        parts.append(f"token ids {'match' if file.token_ids_match else 'differ'}")
-    return ", ".join(parts) + (f"  [dim]{escape(file.runtime)}[/]" if file.runtime else "")
+    return ", ".join(parts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.schema import LoradagError
@@ -28,7 +29,7 @@ def publish(
     curves: Mapping[int, Mapping[str, float]],
     tags: Mapping[str, str],
 ) -> str:
-    """Complete the MLflow run of this pipeline run and finish it; returns where it can be seen.
+    """Complete the MLflow run of this pipeline run and finish it; returns where it is listed.
 
     Args:
         paths: of the project, whose files become the run's artifacts.
@@ -57,9 +58,17 @@ def publish(
             "Mend that, or set MLFLOW_TRACKING_URI to another store; then `dvc repro` publishes "
             "the run, and nothing else runs again."
         ) from error
-    uri = shown_uri(store_uri(paths.root))
-    server = uri if uri.startswith("http") else "http://127.0.0.1:5000"
-    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}"
+    return runs_url(paths.root, experiment_id)
+
+
+def runs_url(root: Path, experiment_id: str) -> str:
+    """Where MLflow's UI lists the runs of an experiment: on its server, or where `make ui` serves.
+
+    Without the workflow type the UI opens an experiment at its traces, of which there are none.
+    """
+    uri = shown_uri(store_uri(root))
+    server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+    return f"{server}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
 
 
 def _log(

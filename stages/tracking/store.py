@@ -38,10 +38,8 @@ def open_store(root: Path = Path()) -> tuple[MlflowClient, str]:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "loradag")
     if (experiment := client.get_experiment_by_name(name)) is not None:
         return client, experiment.experiment_id
-    # Without it MLflow's UI opens the experiment as one of traces and judges, and hides the runs.
-    tags = {"mlflow.experimentKind": "custom_model_development"}
     try:
-        return client, client.create_experiment(name, _artifact_location(uri, name), tags)
+        return client, client.create_experiment(name, _artifact_location(uri, name))
     except MlflowException:
         # Another job may have made it in the meantime.
         if (experiment := client.get_experiment_by_name(name)) is None:
