@@ -47,7 +47,7 @@ def train_bytes(shape: Shape, params: Mapping[str, Any], longest: int | None) ->
     trainable = trainable_parameters(shape, adapter)
     kept = 4 + MOMENTS[train["optimizer"]]  # gradients and moments
     if adapter["variant"] == "none":
-        weights = 4 * shape.parameters
+        weights = 4.0 * shape.parameters
     else:
         weights = stored_bytes(shape, params["quantize"], width)
         kept += 4  # the weights themselves
@@ -74,7 +74,8 @@ def stored_bytes(shape: Shape, quantize: Mapping[str, Any], width: int) -> float
         linear = 0.5 + scale / quantize["block_size"]
     else:
         linear = 1.0  # torchao holds fewer bits in bytes, too
-    return linear * shape.linear_parameters + width * (shape.parameters - shape.linear_parameters)
+    rest = shape.parameters - shape.linear_parameters
+    return float(linear * shape.linear_parameters + width * rest)
 
 
 def dtype_bytes(name: str, runtime: Mapping[str, Any]) -> int:

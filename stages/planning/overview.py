@@ -106,11 +106,13 @@ def print_overview(plan: Overview) -> None:
     from stages.sweeps.comparison import short
 
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = max(console.width, 160)
     several = len(plan.jobs) > 1
     names = list(dict.fromkeys(stage.name for job in plan.jobs for stage in job.stages))
     table = Table(*(["#"] if several else []), *short(plan.keys), *names, box=SIMPLE_HEAD)
     for column in ("trained", "train takes", "merge takes"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     owners: dict[str, int] = {}  # the job that runs a stage, by key
     for number, job in enumerate(plan.jobs):
         row = [str(number)] if several else []

@@ -102,7 +102,7 @@ def trainable_parameters(shape: Shape, adapter: Mapping[str, Any]) -> int:
     """What training updates: the adapter's parameters, or all of them."""
     if adapter["variant"] == "none":
         return shape.parameters
-    rank = adapter["r"]
+    rank = int(adapter["r"])
     targets = [linear for linear in _adaptable(shape) if _is_target(linear.name, adapter)]
     added = sum(rank * (linear.inputs + linear.outputs) for linear in targets)
     if adapter["variant"] == "dora":

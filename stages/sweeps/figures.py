@@ -124,11 +124,11 @@ def _heat_map(ranked: Sequence[Setting], across: str, down: str, low: float, hig
     for setting in ranked:
         x = left + width * columns.index(setting.swept[across])
         y = height * rows.index(setting.swept[down])
-        strength = 0.08 + 0.8 * ((high - setting.mean) / (high - low) if high > low else 1.0)
+        strength = 0.06 + 0.5 * ((high - setting.mean) / (high - low) if high > low else 1.0)
         parts.append(
             f'<rect class="bar c0" x="{x}" y="{y}" width="{width - 3}" height="{height - 3}" '
             f'style="fill-opacity:{strength:.2f}"><title>{escape(setting.name)}</title></rect>'
-            f'<text class="tick" x="{x + width / 2}" y="{y + height / 2 + 4}" '
+            f'<text class="note" x="{x + width / 2}" y="{y + height / 2 + 4}" '
             f'text-anchor="middle">{number(setting.mean)}</text>'
         )
     for i, value in enumerate(columns):

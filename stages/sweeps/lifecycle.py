@@ -30,7 +30,7 @@ from stages.sweeps.jobs import (
     swept_keys,
     without_unstaged,
 )
-from stages.sweeps.records import SweepRecord, read_jobs
+from stages.sweeps.records import SweepRecord, read_jobs, write_table
 
 log = logging.getLogger(__name__)
 _running: dict[str, Any] = {}  # the sweep of this process: its folder, and the lock on it
@@ -112,7 +112,14 @@ def _conclude(folder: Path, code: Any) -> Any:
     """Tell how the sweep went, in the terminal, in `sweep.html` and in MLflow; the exit code."""
     from rich.console import Console
 
-    from stages.sweeps.comparison import bring_home, job_table, seed_table, settings, winner
+    from stages.sweeps.comparison import (
+        bring_home,
+        by_rank,
+        job_table,
+        seed_table,
+        settings,
+        winner,
+    )
     from stages.sweeps.page import sweep_page
     from stages.sweeps.parent_run import close_parent
 
@@ -120,7 +127,10 @@ def _conclude(folder: Path, code: Any) -> Any:
     failed = [job for job in jobs if job.failure is not None]
     page = Path(sweep.project) / "sweep.html"
     page.write_text(sweep_page(sweep.name, jobs, sweep.swept), encoding="utf-8")
+    write_table(folder / "jobs.csv", by_rank(jobs), sweep.swept)
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = max(console.width, 160)
     console.print(job_table(jobs, sweep.swept))
     ranked = settings(jobs)
     if any(len(setting.jobs) > 1 for setting in ranked):
@@ -135,7 +145,7 @@ def _conclude(folder: Path, code: Any) -> Any:
         console.print("Stopped. The same command goes on: what has run is in the cache.")
     status = "KILLED" if code == 130 else "FAILED" if failed or code else "FINISHED"
     try:
-        close_parent(sweep, jobs, [page, *folder.glob("*/job.json")], status)
+        close_parent(sweep, jobs, [page, folder / "jobs.csv", *folder.glob("*/job.json")], status)
     except LoradagError as error:
         print(f"sweep: {error}", file=sys.stderr)
         return code or 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,3 +102,18 @@ def read_jobs(folder: Path) -> list[JobRecord]:
     for job in jobs:
         job.swept = {key: job.swept[key] for key in keys if key in job.swept}  # JSON sorted them
     return sorted(jobs, key=lambda job: job.number)
+
+
+def write_table(path: Path, jobs: Sequence[JobRecord], keys: Sequence[str]) -> None:
+    """The jobs as CSV, which MLflow shows as a table."""
+    numbers = (
+        "perplexity", "bytes", "trainable_parameters", "tokens_per_second", "seconds",
+        "saved_seconds",
+    )  # fmt: skip
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["job", *keys, *numbers, "failure"])
+        for job in jobs:
+            swept = [job.swept.get(key, "") for key in keys]
+            measured = [getattr(job, name) for name in numbers]
+            writer.writerow([job.number, *swept, *measured, job.failure or ""])
