@@ -65,11 +65,11 @@ class Pipeline:
 
     @cached_property
     def _ignored(self) -> Any:
-        from pathspec import PathSpec
+        from pathspec import GitIgnoreSpec
 
         path = self.project / ".dvcignore"
         lines = path.read_text().splitlines() if path.exists() else []
-        return PathSpec.from_lines("gitwildmatch", lines)
+        return GitIgnoreSpec.from_lines(lines)
 
     @cached_property
     def _locked(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -57,9 +58,10 @@ def main(stage: str) -> None:
         log.write(f"{stage}\n")
     time.sleep(float(os.environ.get("TOY_SECONDS", "0")) * (stage == "train"))
     adapter, scheme = params["adapter"], params["quantize"]["scheme"]
-    report = {"seconds": 10.0}
+    report: dict[str, Any] = {"seconds": 10.0}
     if stage == "prepare":
         write("data/prepared/rows", json.dumps(params["prepare"], sort_keys=True))
+        report["token_length"] = {"max": 100}
     elif stage == "quantize":
         write("artifacts/quantized/weights", scheme)
         report["bytes"] = {"nf4": 400, "int8": 800}.get(scheme, 1600)
