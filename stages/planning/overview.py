@@ -10,7 +10,7 @@ from typing import Any
 from hydra.errors import HydraException
 
 from conf.schema import ConfigError, LoradagError
-from stages.planning.memory import merge_bytes, train_bytes
+from stages.planning.memory import longest_drawn, merge_bytes, train_bytes
 from stages.planning.parameters import Shape, model_shape, total_parameters, trainable_parameters
 from stages.planning.pipeline import Fate, Pipeline, Planned
 from stages.sweeps.jobs import composer, expand, is_grid, sweep_overrides, swept_keys
@@ -83,7 +83,8 @@ def _plan(
         return JobPlan(swept, stages, (), None, None, None, None, None, None)
     fetched = any(stage.name == "fetch" and stage.fate is Fate.CACHED for stage in stages)
     download = params["model"]["source"] == "hub" and not fetched
-    tokens = pipeline.longest_row(stages)
+    lengths = pipeline.token_lengths(stages)
+    longest = longest_drawn(lengths, params["train"]) if lengths else None
     return JobPlan(
         swept,
         stages,
@@ -91,7 +92,7 @@ def _plan(
         shape,
         trainable_parameters(shape, params["adapter"]),
         total_parameters(shape, params["adapter"]),
-        train_bytes(shape, params, tokens),
+        train_bytes(shape, params, longest),
         merge_bytes(shape, params),
         2 * shape.parameters if download else None,  # hubs store 16 bits
     )

@@ -101,12 +101,12 @@ class Pipeline:
             done += ready
         return done
 
-    def longest_row(self, planned: Sequence[Planned]) -> int | None:
-        """Tokens of the longest prepared row, where the cache tells."""
+    def token_lengths(self, planned: Sequence[Planned]) -> dict[str, Any] | None:
+        """`token_length` of prepare's report, where the cache has it."""
         for stage in planned:
             if stage.name == "prepare" and stage.fate is Fate.CACHED:
                 report = json.loads(self._object(stage.outs["reports/prepare.json"]).read_text())
-                return int(report["token_length"]["max"])
+                return report["token_length"]  # type: ignore[no-any-return]
         return None
 
     def _hash(self, dep: str, made: Mapping[str, str]) -> str:
