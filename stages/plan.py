@@ -1,0 +1,29 @@
+"""Say what a run or a sweep would do, before anything runs.
+
+    python -m stages.plan [-m] [GROUP=OPTION | KEY=VALUE ...]
+
+For each job: which stages would run and which come from the cache, how many parameters would be
+trained, and about how much memory `train` and `merge` would take.
+"""
+
+import sys
+from pathlib import Path
+
+from conf.schema import LoradagError
+
+
+def plan(arguments: list[str]) -> None:
+    from stages.planning.overview import overview, print_overview
+
+    several = {"-m", "--multirun"}
+    overrides = [argument for argument in arguments if argument not in several]
+    print_overview(overview(overrides, bool(several & set(arguments)), Path()))
+
+
+if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        sys.exit(__doc__)
+    try:
+        plan(sys.argv[1:])
+    except LoradagError as error:
+        sys.exit(f"plan: {error}")

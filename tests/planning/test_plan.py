@@ -1,0 +1,43 @@
+"""The plan against what then happens."""
+
+import subprocess
+import sys
+
+from tests.sweeps.conftest import Toy
+from tests.sweeps.conftest import store as store
+from tests.sweeps.conftest import toy as toy
+
+
+def test_the_plan_is_what_then_runs(toy: Toy) -> None:
+    grid = ("adapter.r=4,8", "quantize=nf4,int8")
+    code, said = toy.run("stages.plan", "-m", *grid)
+    assert code == 0, said
+    assert "15 stage runs of 20: prepare 1, quantize 2, train 4, evaluate 4, report 4." in said
+    assert not toy.ran()
+    assert toy.sweep(*grid)[0] == 0
+    assert sum(toy.ran().values()) == 15
+    _, said = toy.run("stages.plan", "-m", "adapter.r=4,8,16", "quantize=nf4,int8")
+    assert "10 stage runs of 30: train 2, evaluate 2, report 6." in said
+    _, said = toy.run("stages.plan", "adapter.r=8", "quantize=int8")
+    assert "1 stage runs of 5: report 1." in said
+
+
+def test_a_broken_rule_and_an_unknown_key_are_told(toy: Toy) -> None:
+    code, said = toy.run("stages.plan", "adapter.r=0")
+    assert code == 1
+    assert "adapter.r = 0: must be from 1 to 4096" in said
+    code, said = toy.run("stages.plan", "-m", "adapter.r=4,8", "adapter.rank=4")
+    assert code == 1
+    assert "adapter.rank" in said
+    assert "Traceback" not in said
+
+
+def test_the_plan_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from stages.plan import plan; plan(['-m', 'adapter.r=4,8']);"
+        "heavy = {'torch', 'transformers', 'mlflow', 'dvc.repo', 'scipy', 'pandas'};"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "train" in done.stdout

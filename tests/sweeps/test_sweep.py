@@ -1,0 +1,167 @@
+"""How often each stage really runs, counted by the stages themselves."""
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.sweeps.conftest import Toy
+
+PARALLEL = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+
+
+def test_every_distinct_input_runs_once(toy: Toy) -> None:
+    grid = ("adapter.r=4,8", "quantize=nf4,int8")
+    code, said = toy.sweep(*grid, *PARALLEL)
+    assert code == 0, said
+    cold = {"prepare": 1, "quantize": 2, "train": 4, "evaluate": 4, "report": 4}
+    assert toy.ran() == cold  # in parallel from a cold cache
+    assert not list(toy.root.glob("multirun/*/*/workspace"))
+    assert (toy.root / "sweep.html").exists()
+
+    code, said = toy.sweep(*grid, "sweep.keep=all")
+    assert code == 0, said
+    assert toy.ran() == {"report": 4}  # warm
+    linked = [
+        path.stat().st_nlink for path in toy.root.glob("multirun/*/*/workspace/artifacts/*/*")
+    ]
+    assert len(linked) == 8
+    assert min(linked) > 1  # links into the cache, not copies
+
+    parents, children = toy.runs()
+    assert [run.info.status for run in parents] == ["FINISHED"]  # continued, not doubled
+    assert len(children) == 4
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
+    swept = {(run.data.tags["adapter.r"], run.data.tags["quantize"]) for run in children}
+    assert swept == {("4", "nf4"), ("4", "int8"), ("8", "nf4"), ("8", "int8")}
+    assert {run.info.status for run in children} == {"FINISHED"}
+
+    code, said = toy.sweep("adapter.r=4,8,16", "quantize=nf4,int8")
+    assert toy.ran() == {"train": 2, "evaluate": 2, "report": 6}  # a rank more
+
+    command = re.search(r"python -m conf (.+) && dvc repro", said)
+    assert command, said
+    assert command[1] == "adapter.r=16 quantize=int8"
+    assert toy.run("conf", *command[1].split())[0] == 0
+    assert toy.run("dvc", "repro")[0] == 0
+    assert toy.ran() == {"report": 1}  # the winner comes from the cache
+
+
+def test_a_failed_job_is_told_and_only_it_runs_again(toy: Toy) -> None:
+    code, said = toy.sweep("adapter.r=4,8,16", "sweep.keep=failed", TOY_FAILS_AT="8")
+    assert code == 1
+    assert "#1 adapter.r=8 failed: train: out of memory. Lower train.batch_size." in said
+    assert toy.ran() == {"prepare": 1, "quantize": 1, "train": 3, "evaluate": 2, "report": 2}
+    kept = list(toy.root.glob("multirun/*/*/workspace"))
+    assert [path.parent.name for path in kept] == ["1"]
+    parents, children = toy.runs()
+    assert [run.info.status for run in parents] == ["FAILED"]
+    assert sorted(run.info.status for run in children) == ["FAILED", "FINISHED", "FINISHED"]
+
+    code, said = toy.sweep("adapter.r=4,8,16", "sweep.keep=failed")
+    assert code == 0, said
+    assert toy.ran() == {"train": 1, "evaluate": 1, "report": 3}
+    parents, children = toy.runs()
+    assert [run.info.status for run in parents] == ["FINISHED"]
+    assert [run.info.status for run in children] == ["FINISHED"] * 3
+
+
+def test_a_killed_sweep_goes_on_where_it_was(toy: Toy) -> None:
+    process = toy.start("stages.sweep", "-m", "adapter.r=4,8", *PARALLEL, TOY_SECONDS="8")
+    _wait_for(toy.log, "train", times=2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    ran = toy.ran()
+    assert ran == {"prepare": 1, "quantize": 1, "train": 2}
+
+    time.sleep(3)  # its stages end with it: no evaluate comes
+    assert not toy.ran()
+    code, said = toy.sweep("adapter.r=4,8")
+    assert code == 0, said
+    assert toy.ran() == {"train": 2, "evaluate": 2, "report": 2}
+    parents, children = toy.runs()
+    assert (len(parents), len(children)) == (1, 2)
+
+
+def test_jobs_that_break_a_rule_are_told_before_anything_runs(toy: Toy) -> None:
+    code, said = toy.sweep("adapter=lora,pissa", "quantize=nf4,none")
+    assert code == 1
+    before = said[: said.index("Launching")]
+    assert "1 of 4 jobs break the rules" in before
+    assert "adapter.variant = 'pissa': " in before
+    assert toy.ran()["report"] == 3
+    assert "#2 adapter=pissa quantize=nf4 failed" in said[len(before) :]
+
+
+def test_nothing_runs_when_a_job_cannot_be_composed(toy: Toy) -> None:
+    code, said = toy.sweep("quantize=nf4,nf5,nf6")
+    assert code == 1
+    assert "2 of 3 jobs cannot be composed, so none runs" in said
+    assert "quantize=nf5" in said
+    assert "quantize=nf6" in said
+    assert "Traceback" not in said
+    assert not toy.ran()
+
+
+def test_without_m_it_is_one_run_in_place(toy: Toy) -> None:
+    code, said = toy.run("stages.sweep", "adapter.r=4")
+    assert code == 0, said
+    assert toy.ran() == {"prepare": 1, "quantize": 1, "train": 1, "evaluate": 1, "report": 1}
+    assert (toy.root / "artifacts/adapter/adapter.safetensors").exists()
+    assert "r: 4\n" in (toy.root / "params.yaml").read_text()
+    code, said = toy.run("stages.sweep", "adapter.rank=4")
+    assert code == 1
+    assert "adapter.rank" in said
+    assert not toy.ran()
+
+
+@pytest.mark.slow
+def test_three_by_two_by_two_in_parallel(toy: Toy) -> None:
+    grid = ("adapter.r=4,8,16", "adapter.alpha=8,16", "quantize=nf4,int8")
+    code, said = toy.sweep(*grid, *PARALLEL)
+    assert code == 0, said
+    cold = {"prepare": 1, "quantize": 2, "train": 12, "evaluate": 12, "report": 12}
+    assert toy.ran() == cold
+    assert toy.sweep(*grid, *PARALLEL)[0] == 0
+    assert toy.ran() == {"report": 12}
+
+
+@pytest.mark.slow
+def test_submitit_on_this_machine(toy: Toy) -> None:
+    code, said = toy.sweep("adapter.r=4,8", "quantize=nf4,int8", "hydra/launcher=submitit_local")
+    assert code == 0, said
+    cold = {"prepare": 1, "quantize": 2, "train": 4, "evaluate": 4, "report": 4}
+    assert toy.ran() == cold
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", ["minimize", "[minimize,minimize]"])
+def test_optuna_minimises_and_survives_failures(toy: Toy, direction: str) -> None:
+    code, said = toy.sweep(
+        "hydra/sweeper=optuna",
+        f"hydra.sweeper.direction={direction}",
+        "hydra.sweeper.n_trials=6",
+        "hydra.sweeper.n_jobs=2",
+        "hydra.sweeper.sampler.seed=1",
+        "adapter.r=choice(4,8,16)",
+        "quantize=choice(nf4,int8)",
+        TOY_FAILS_AT="4",
+    )
+    assert code == 1  # for some failed
+    assert "Best" in said or "best" in said
+    ran = toy.ran()
+    assert ran["prepare"] == 1
+    assert ran["quantize"] <= 2
+    assert ran["evaluate"] <= 4  # of 6 trials: r in {8, 16} and two quant types
+    results = next(toy.root.glob("multirun/*/optimization_results.yaml")).read_text()
+    assert "optuna" in results
+
+
+def _wait_for(log: Path, stage: str, times: int) -> None:
+    deadline = time.monotonic() + 120
+    while not log.exists() or log.read_text().split().count(stage) < times:
+        assert time.monotonic() < deadline, log.read_text() if log.exists() else "nothing ran"
+        time.sleep(0.1)
