@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BitNetQuantConfig
+from transformers import AutoConfig, BitNetQuantConfig
 from transformers.integrations.bitnet import VALUES_PER_ITEM, AutoBitLinear, pack_weights
 
 from conf.schema import LoradagError
@@ -33,8 +33,12 @@ def load_masters(folder: Path) -> Any:
     Raises:
         LoradagError: a layer that cannot be packed.
     """
-    online = BitNetQuantConfig(linear_class="autobitlinear", quantization_mode="online")
-    model = load_model(folder, torch.float32, quantization_config=online)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    # transformers quantises no model for BitNet by itself: it must read that this one is.
+    config.quantization_config = BitNetQuantConfig(
+        linear_class="autobitlinear", quantization_mode="online"
+    ).to_dict()
+    model = load_model(folder, torch.float32, config=config)
     for name, layer in _ternary_layers(model).items():
         if layer.out_features % VALUES_PER_ITEM:
             raise LoradagError(
@@ -64,12 +68,11 @@ def save(model: Any, folder: Path) -> None:
         codes, inverse = ternary(layer.weight.detach())
         state[f"{name}.weight"] = pack_weights(codes)
         state[f"{name}.weight_scale"] = inverse
-    save_torch_state_dict(state, folder, metadata={"format": "pt"})
     config = model.config
     config.quantization_config = BitNetQuantConfig(modules_to_not_convert=_others(model)).to_dict()
     config.save_pretrained(folder)
-    if model.generation_config is not None:
-        model.generation_config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    save_torch_state_dict(state, folder, metadata={"format": "pt"})
 
 
 def _ternary_layers(model: Any) -> dict[str, AutoBitLinear]:

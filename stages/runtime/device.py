@@ -43,6 +43,7 @@ def _quieten() -> None:
     logging.getLogger("torchao").setLevel(logging.ERROR)
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
+    logging.getLogger("transformers.quantizers.quantizer_bitnet").setLevel(logging.ERROR)
     # trl still says gradient_checkpointing where transformers says activation_checkpointing.
     warnings.filterwarnings("ignore", ".*checkpointing` is deprecated", FutureWarning)
 
