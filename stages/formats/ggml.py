@@ -58,7 +58,12 @@ def write_gguf(model: Path, path: Path, type: str, name: str) -> dict[str, str]:
     with torch.inference_mode():
         try:
             converter = get_model_class(architecture)(
-                model, gguf.LlamaFileType[kind], path, model_name=name
+                model,
+                gguf.LlamaFileType[kind],
+                path,
+                model_name=name,
+                # Unpacking of ternary weights mixes real tensors with the lazy ones' placeholders.
+                eager=hparams.get("quantization_config", {}).get("quant_method") == "bitnet",
             )
             known = converter.get_vocab_base_pre
             converter.get_vocab_base_pre = lambda tokenizer: _pre_tokenizer(tokenizer, known)

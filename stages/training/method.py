@@ -46,6 +46,7 @@ def save_trained(
     model: Any, paths: Paths, adapter: Adapter, train: Train, folder: Path, state: Path
 ) -> None:
     """Write the adapter, or the whole checkpoint, as safetensors."""
+    model.config.use_cache = True  # the trainer had switched it off, and checkpoints carry it
     if train.method == "bitnet":
         bitnet.save(model, folder)
     elif train.method == "qat":
