@@ -95,6 +95,7 @@ GGUF_TYPES = (
     "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "tq1_0", "tq2_0",
 )  # fmt: skip
 BNB_SCHEMES = ("nf4", "fp4", "int8")
+QAT_ADAPTERS = ("none", "lora", "rslora", "pissa")
 TORCHAO_SCHEMES = ("symmetric", "asymmetric", "dynamic_w8a8", "static_w8a8")
 
 
@@ -505,7 +506,7 @@ def _quantize_rules(quantize: Quantize) -> Iterable[Problem]:
 
 
 def _method_rules(config: Config) -> Iterable[Problem]:
-    adapter, quantize, train = config.adapter, config.quantize, config.train
+    adapter, quantize = config.adapter, config.quantize
     if adapter.variant == "none":
         if quantize.scheme != "none":
             yield Problem(
@@ -518,6 +519,13 @@ def _method_rules(config: Config) -> Iterable[Problem]:
             if getattr(adapter, name) is None:
                 rule = f"is needed by adapter.variant = {adapter.variant}"
                 yield Problem(f"adapter.{name}", None, rule, f"Set adapter.{name}.")
+    if (adapter.bits is None) == (adapter.variant == "quantized_lora"):
+        yield Problem(
+            "adapter.bits", adapter.bits,
+            "is for adapter.variant = quantized_lora, and needed by it; the variant is "
+            f"{adapter.variant}",
+            "Take adapter=quantized_lora, or set adapter.bits=null.",
+        )  # fmt: skip
     if adapter.variant == "pissa" and quantize.scheme != "none":
         yield Problem(
             "adapter.variant", "pissa",
@@ -540,6 +548,27 @@ def _method_rules(config: Config) -> Iterable[Problem]:
                 "learned it",
                 "Set merge.base=dequantized.",
             )  # fmt: skip
+    yield from _full_method_rules(config)
+
+
+def _full_method_rules(config: Config) -> Iterable[Problem]:
+    """Of qat and bitnet, which shape the weights themselves."""
+    adapter, quantize, train = config.adapter, config.quantize, config.train
+    reads = {
+        "qat": ("weight_bits", "group_size", "activation_bits"),
+        "bitnet": ("activation_bits",),
+    }.get(train.method, ())
+    for name in ("weight_bits", "group_size", "activation_bits"):
+        value = getattr(train, name)
+        if value is not None and name not in reads:
+            rule = f"is not read by train.method = {train.method}"
+            remedy = f"Set train.{name}=null, or take train=qat."
+            yield Problem(f"train.{name}", value, rule, remedy)
+        optional = name == "activation_bits" and train.method == "qat"
+        if value is None and name in reads and not optional:
+            rule = f"is needed by train.method = {train.method}"
+            remedy = f"Set train.{name}, or take conf/train/{train.method}.yaml."
+            yield Problem(f"train.{name}", None, rule, remedy)
     if train.method == "bitnet" and (adapter.variant, quantize.scheme) != ("none", "none"):
         yield Problem(
             "train.method", "bitnet",
@@ -555,7 +584,15 @@ def _method_rules(config: Config) -> Iterable[Problem]:
                 f"quantize.scheme = {quantize.scheme}",
                 "Set quantize=none.",
             )  # fmt: skip
-        for name in ("weight_bits", "group_size"):
-            if getattr(train, name) is None:
-                rule = "is needed by train.method = qat"
-                yield Problem(f"train.{name}", None, rule, f"Set train.{name}.")
+        if adapter.variant not in QAT_ADAPTERS:
+            yield Problem(
+                "adapter.variant", adapter.variant,
+                "has no effective weight W + scale B A to quantise, as train.method = qat does",
+                f"Choose {', '.join(QAT_ADAPTERS)}.",
+            )  # fmt: skip
+        if adapter.modules_to_save:
+            yield Problem(
+                "adapter.modules_to_save", adapter.modules_to_save,
+                "would train whole modules past the quantisation of train.method = qat",
+                "Set adapter.modules_to_save=null, or adapter=none.",
+            )  # fmt: skip

@@ -21,7 +21,12 @@ def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> dict[str, 
     from stages.tracking.live import live_callback
     from stages.training.checkpoints import inputs_key, last_checkpoint
     from stages.training.curve import final_loss, write_curve
-    from stages.training.method import load_trainable, save_trained
+    from stages.training.method import (
+        count_parameters,
+        load_trainable,
+        method_name,
+        save_trained,
+    )
     from stages.training.trainer import make_trainer
 
     tokenizer = load_tokenizer(paths.base)
@@ -43,15 +48,16 @@ def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> dict[str, 
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
 
+    trained, total = count_parameters(trainer.model)
     with replacing(paths.adapter) as folder:
         save_trained(trainer.model, paths, adapter, train, folder, checkpoints)
     write_curve(paths.loss, trainer.state.log_history)
     shutil.rmtree(checkpoints)
-    state, parameters = trainer.state, list(trainer.model.parameters())
+    state = trainer.state
     return {
-        "method": train.method if adapter.variant == "none" else adapter.variant,
-        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "total_parameters": trainer.model.num_parameters(),
+        "method": method_name(adapter, train),
+        "trainable_parameters": trained,
+        "total_parameters": total,
         "steps": state.global_step,
         "tokens": int(state.num_input_tokens_seen),
         "final_loss": final_loss(state.log_history),

@@ -44,20 +44,29 @@ def lora_config(adapter: Adapter) -> Any:
     )
 
 
-def add_adapter(model: Any, adapter: Adapter, weights: Path, state: Path) -> Any:
+def add_adapter(
+    model: Any,
+    adapter: Adapter,
+    weights: Path,
+    state: Path,
+    layers: dict[Any, Any] | None = None,
+) -> Any:
     """`model` with a fresh adapter on it, only the adapter trainable.
 
     Args:
         weights: folder of the base's full-precision weights; loftq starts from them.
         state: folder for what `save_adapter` needs of the start; pissa's initial A and B.
+        layers: of a layer's class, the class that adapts it, where it is not peft's own.
 
     Raises:
         LoradagError: the target modules are not in the model.
     """
     from peft import get_peft_model
 
+    config = lora_config(adapter)
+    config._register_custom_module(layers or {})
     try:
-        tuned = get_peft_model(model, lora_config(adapter))
+        tuned = get_peft_model(model, config)
     except ValueError as error:
         raise LoradagError(
             f"adapter.target_modules = {adapter.target_modules!r}: {error} "

@@ -62,7 +62,12 @@ def write_gguf(model: Path, path: Path, type: str, name: str) -> dict[str, str]:
         named.symlink_to(model.resolve(), target_is_directory=True)
         try:
             converter = get_model_class(architecture)(
-                named, gguf.LlamaFileType[kind], path, model_name=name
+                named,
+                gguf.LlamaFileType[kind],
+                path,
+                model_name=name,
+                # Unpacking of ternary weights mixes real tensors with the lazy ones' placeholders.
+                eager=hparams.get("quantization_config", {}).get("quant_method") == "bitnet",
             )
             known = converter.get_vocab_base_pre
             converter.get_vocab_base_pre = lambda tokenizer: _pre_tokenizer(tokenizer, known)

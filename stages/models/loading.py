@@ -23,6 +23,8 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
     """A causal LM in inference mode, from safetensors alone, on the device of this run."""
     from transformers import AutoModelForCausalLM
 
+    from stages.models.activations import as_noted
+
     if _quantized_by(folder) == "torchao":
         from stages.models.torchao import register
 
@@ -36,7 +38,7 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
         trust_remote_code=False,
         **options,
     )
-    return loaded.eval()
+    return as_noted(loaded, folder).eval()
 
 
 def _quantized_by(folder: Path) -> str | None:

@@ -31,6 +31,9 @@ def configure(runtime: Runtime) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # cuBLAS is deterministic only with a fixed workspace.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # transformers compiles its ternary layers' rounding: a C++ compiler and half a minute, for
+    # functions of three operations.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     _quieten()
 
 
@@ -40,6 +43,7 @@ def _quieten() -> None:
     logging.getLogger("torchao").setLevel(logging.ERROR)
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
+    logging.getLogger("transformers.quantizers.quantizer_bitnet").setLevel(logging.ERROR)
     # trl still says gradient_checkpointing where transformers says activation_checkpointing.
     warnings.filterwarnings("ignore", ".*checkpointing` is deprecated", FutureWarning)
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.schema import Adapter, Train
+from stages.adapters import bitnet, qat
 from stages.adapters.lora import add_adapter, save_adapter
+from stages.adapters.quantized_lora import quantize_adapter, round_adapter
 from stages.models.loading import load_base, load_quantized
 from stages.models.sources import PIN, weights_folder
 from stages.runtime import Paths
@@ -24,18 +26,47 @@ def load_trainable(
     from transformers import set_seed
 
     set_seed(seed)
+    weights = weights_folder(paths.base)
+    if train.method == "bitnet":
+        return bitnet.load_masters(weights)
+    if train.method == "qat":
+        base = qat.fake_quantize(load_base(paths, torch.float32), train)
+        if adapter.variant == "none":
+            return base
+        return qat.hold_adapted(add_adapter(base, adapter, weights, state, qat.LAYERS))
     if adapter.variant == "none":
         return load_base(paths, torch.float32)
-    base = load_quantized(paths, dtype)
-    return add_adapter(base, adapter, weights_folder(paths.base), state)
+    tuned = add_adapter(load_quantized(paths, dtype), adapter, weights, state)
+    if adapter.variant == "quantized_lora":
+        return quantize_adapter(tuned, adapter)
+    return tuned
 
 
 def save_trained(
     model: Any, paths: Paths, adapter: Adapter, train: Train, folder: Path, state: Path
 ) -> None:
     """Write the adapter, or the whole checkpoint, as safetensors."""
-    if adapter.variant == "none":
+    model.config.use_cache = True  # the trainer had switched it off, and checkpoints carry it
+    if train.method == "bitnet":
+        bitnet.save(model, folder)
+    elif train.method == "qat":
+        qat.save(model, train, folder)
+    elif adapter.variant == "none":
         model.save_pretrained(folder)
-        return
-    pin = json.loads((paths.base / PIN).read_text(encoding="utf-8"))
-    save_adapter(model, adapter, folder, state, str(pin["id"] or pin["path"] or "random"))
+    else:
+        if adapter.variant == "quantized_lora":
+            round_adapter(model)
+        pin = json.loads((paths.base / PIN).read_text(encoding="utf-8"))
+        save_adapter(model, adapter, folder, state, str(pin["id"] or pin["path"] or "random"))
+
+
+def method_name(adapter: Adapter, train: Train) -> str:
+    """What the two options make together: `lora`, `qat`, `qat_lora`; `sft` where neither says."""
+    said = [name for name in (train.method, adapter.variant) if name not in ("sft", "none")]
+    return "_".join(said) or "sft"
+
+
+def count_parameters(model: Any) -> tuple[int, int]:
+    """How many parameters are trained, and how many there are."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trained, model.num_parameters()

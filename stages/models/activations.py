@@ -1,0 +1,55 @@
+"""Layers that round their inputs to 8 bits, and the note beside a checkpoint that they do.
+
+Weights on a quantisation grid are ordinary floats in an ordinary checkpoint; rounding of
+activations is a computation, which no float says. So it stands in `quantization.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+NOTE = "quantization.json"
+
+
+def inner_linears(model: Any) -> dict[str, torch.nn.Linear]:
+    """The linear layers inside the blocks by name: all but the output layer.
+
+    The output layer often shares its weights with the embedding, which is a table, not a product.
+    """
+    import torch
+
+    output = model.get_output_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not output
+    }
+
+
+def rounding_inputs(linear: Any, bits: int | None) -> Any:
+    """`linear`, on the same parameters, as torchao's layer that fake-quantises what it is given.
+
+    8 bits: asymmetric, a range a token, found at run time; None: inputs stay as they are.
+    """
+    import torch
+    from torchao.quantization.qat import FakeQuantizedLinear, IntxFakeQuantizeConfig
+
+    per_token = IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False)
+    return FakeQuantizedLinear.from_linear(linear, activation_config=per_token if bits else None)
+
+
+def as_noted(model: Any, folder: Path) -> Any:
+    """`model` of `folder`, computing with rounded activations where its note says so."""
+    note = folder / NOTE
+    bits = (
+        json.loads(note.read_text(encoding="utf-8"))["activation_bits"] if note.exists() else None
+    )
+    if bits:
+        for name, linear in inner_linears(model).items():
+            model.set_submodule(name, rounding_inputs(linear, bits))
+    return model
