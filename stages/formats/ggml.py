@@ -69,15 +69,18 @@ def write_gguf(model: Path, path: Path, type: str, name: str) -> dict[str, str]:
                 # Unpacking of ternary weights mixes real tensors with the lazy ones' placeholders.
                 eager=hparams.get("quantization_config", {}).get("quant_method") == "bitnet",
             )
+            if "n_positions" in converter.hparams:  # transformers no longer writes both of GPT-2's
+                converter.hparams.setdefault("n_ctx", converter.hparams["n_positions"])
             known = converter.get_vocab_base_pre
             converter.get_vocab_base_pre = lambda tokenizer: _pre_tokenizer(tokenizer, known)
             if type in BEYOND_CONVERTER:
                 _force(converter, gguf.GGMLQuantizationType[type.upper()])
             converter.write()
-        except (NotImplementedError, FileNotFoundError) as error:
+        except (NotImplementedError, FileNotFoundError, AssertionError, KeyError) as error:
+            cause = str(error) or "it has more tokens than the model"
             raise LoradagError(
                 f"export.formats: llama.cpp's converter cannot convert {architecture} with this "
-                f"tokenizer ({error}). Take export=safetensors."
+                f"tokenizer: {cause}. Take export=safetensors."
             ) from error
     return {
         tensor.name: tensor.tensor_type.name.lower()

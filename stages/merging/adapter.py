@@ -106,10 +106,13 @@ def read_adapter(folder: Path) -> Updates:
 
 def _scale(config: dict[str, Any], module: str) -> float:
     """alpha/r, or alpha/sqrt(r) for rsLoRA (arXiv:2312.03732), by module where patterns say so."""
-    from peft.utils.other import get_pattern_key
 
     def pick(name: str, default: Any) -> Any:
-        patterns = config.get(name) or {}
+        if not config.get(name):
+            return default
+        from peft.utils.other import get_pattern_key
+
+        patterns = config[name]
         return patterns.get(get_pattern_key(patterns.keys(), module), default)
 
     r = pick("rank_pattern", config["r"])
