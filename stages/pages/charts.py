@@ -18,12 +18,13 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Axis:
-    """A linear or logarithmic scale from `low` to `high`, with its title."""
+    """A linear or logarithmic scale from `low` to `high`, with its title; `whole`: of integers."""
 
     title: str
     low: float
     high: float
     log: bool = False
+    whole: bool = False
 
     def at(self, value: float) -> float:
         """The position of `value`: 0 at `low`, 1 at `high`."""
@@ -39,6 +40,8 @@ class Axis:
             values = [step * 10.0**decade for decade in decades for step in steps]
             return [value for value in values if self.low <= value <= self.high]
         step = _round_step((self.high - self.low) / 5)
+        if self.whole and step != int(step):
+            step = float(math.ceil(step))
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [i * step for i in range(first, last + 1)]
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from markupsafe import Markup
@@ -32,22 +32,19 @@ def loss_figure(
     ]
     values = [y for _, y in points] + [nll for nll, _ in levels]
     frame = Frame(
-        Axis("optimizer step", min(0.0, points[0][0]), max(points[-1][0], 1.0)),
+        Axis("optimizer step", min(0.0, points[0][0]), max(points[-1][0], 1.0), whole=True),
         axis("loss, nats a token", values),
     )
     smooth = _smoothed(points)
-    marks = [
-        frame.line(points, 0, "as logged", faint=len(points) > 1),
-        frame.line(smooth, 0, "moving average"),
-        frame.dots(points, 0, [f"step {tick(x)}: {y:.4f}" for x, y in points])
-        if len(points) <= 30
-        else "",
-        *(frame.level(nll, text) for nll, text in levels),
-    ]
-    caption = "Faint: as logged. Bold: moving average."
+    marks = [frame.line(points, 0, "as logged", faint=smooth != points)]
+    captions = []
+    if smooth != points:
+        marks.append(frame.line(smooth, 0, "moving average"))
+        captions.append("Faint: as logged. Bold: moving average.")
     if levels:
-        caption += " Dashed: mean loss on the held-out rows, before and after the training."
-    return Figure("Training loss", frame.draw(marks, "training loss by step"), caption)
+        marks += [frame.level(nll, text) for nll, text in levels]
+        captions.append("Dashed: mean loss on the held-out rows, before and after the training.")
+    return Figure("Training loss", frame.draw(marks, "training loss by step"), " ".join(captions))
 
 
 def length_figure(prepare: Mapping[str, Any]) -> Figure | None:
@@ -84,8 +81,9 @@ def layer_figure(quantize: Mapping[str, Any]) -> Figure | None:
     if not by_kind:
         return None
     everything = [point for points in by_kind.values() for point in points]
+    depths = axis("layer", [x for x, _ in everything], margin=0.02)
     frame = Frame(
-        axis("layer", [x for x, _ in everything], margin=0.02),
+        replace(depths, whole=True),
         axis("SQNR, dB", [y for _, y in everything]),
     )
     marks = []

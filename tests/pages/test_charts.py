@@ -22,6 +22,11 @@ def test_ticks_are_round_and_within_the_axis(low: float, high: float, ticks: lis
     assert Axis("", low, high).ticks() == pytest.approx(ticks)
 
 
+def test_whole_axes_have_whole_ticks() -> None:
+    assert Axis("", 0, 1, whole=True).ticks() == [0, 1]
+    assert Axis("", 0, 12, whole=True).ticks() == [0, 3, 6, 9, 12]
+
+
 def test_a_logarithmic_axis_has_equal_ratios_at_equal_distances() -> None:
     scale = Axis("", 1, 100, log=True)
     assert [scale.at(value) for value in (1, 10, 100)] == pytest.approx([0, 0.5, 1])
