@@ -1,0 +1,107 @@
+"""The estimate against what the stages' processes really take."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conf.compose import compose, plain, write_params
+from conf.schema import Config
+from stages.planning.memory import (
+    dtype_bytes,
+    longest_drawn,
+    merge_bytes,
+    stored_bytes,
+    train_bytes,
+)
+from stages.planning.parameters import model_shape
+from stages.runtime import Paths
+
+ROOT = Path(__file__).parents[2]
+MIDDLE = [
+    "model.config.hidden_size=512",
+    "model.config.intermediate_size=1536",
+    "model.config.num_hidden_layers=8",
+    "model.config.num_attention_heads=8",
+    "train.max_steps=2",
+]
+
+
+def peak_bytes(stage: str, root: Path) -> int:
+    """Peak memory of the process that runs `stage` in `root`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"stages.{stage}"],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def estimates(params: dict[str, Any], lengths: dict[str, Any]) -> dict[str, int]:
+    shape = model_shape(params["model"])
+    assert shape is not None
+    longest = longest_drawn(lengths, params["train"])
+    return {"train": train_bytes(shape, params, longest), "merge": merge_bytes(shape, params)}
+
+
+def test_estimates_are_within_a_quarter_of_the_peaks(
+    trained: tuple[Paths, Config, dict[str, dict[str, Any]]], tmp_path: Path
+) -> None:
+    paths, _, reports = trained
+    for name in ("artifacts", "data"):
+        shutil.copytree(paths.root / name, tmp_path / name)
+    composed = compose(["experiment=smoke"])
+    write_params(composed, tmp_path)
+    for stage, estimate in estimates(plain(composed), reports["prepare"]["token_length"]).items():
+        assert estimate == pytest.approx(peak_bytes(stage, tmp_path), rel=0.25), stage
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [["train.batch_size=32"], ["quantize=none", "adapter=none", "train.batch_size=8"]],
+    ids=str,
+)
+def test_estimates_hold_where_the_model_matters(overrides: list[str], tmp_path: Path) -> None:
+    import json
+
+    composed = compose(["experiment=smoke", *MIDDLE, *overrides])
+    write_params(composed, tmp_path)
+    for stage in ("fetch", "prepare", "quantize"):
+        peak_bytes(stage, tmp_path)
+    lengths = json.loads((tmp_path / "reports/prepare.json").read_text())["token_length"]
+    for stage, estimate in estimates(plain(composed), lengths).items():
+        assert estimate == pytest.approx(peak_bytes(stage, tmp_path), rel=0.25), stage
+
+
+def test_nf4_is_what_qlora_says() -> None:
+    """QLoRA: 4 bits, and with double quantisation 0.127 more a parameter in blocks of 64."""
+    params = plain(compose(["quantize=nf4"]))
+    shape = model_shape(params["model"])
+    assert shape is not None
+    rest = 4 * (shape.parameters - shape.linear_parameters)
+    bits = 8 * (stored_bytes(shape, params["quantize"], 4) - rest) / shape.linear_parameters
+    assert bits == pytest.approx(4.127, abs=1e-3)
+
+
+def test_the_longest_of_few_rows_is_shorter_than_the_longest_of_all() -> None:
+    lengths = {
+        "max": 100,
+        "histogram": {"width": 10, "counts": [0, 500, 400, 90, 9, 0, 0, 0, 0, 1]},
+    }
+    train = {"max_steps": 10, "batch_size": 8, "gradient_accumulation": 1}
+    assert longest_drawn(lengths, train) == 50
+    assert longest_drawn(lengths, train | {"max_steps": None}) == 100
+    assert longest_drawn(lengths, train | {"max_steps": 1000}) == 100
+
+
+def test_dtypes_have_their_width() -> None:
+    runtime = {"device": "cpu"}
+    assert [dtype_bytes(n, runtime) for n in ("float32", "bfloat16", "float16")] == [4, 2, 2]
