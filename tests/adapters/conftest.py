@@ -9,7 +9,6 @@ import torch
 
 from stages.models.loading import load_model
 
-
 STEPS = 120  # enough to learn the corpus in full precision, in two bits, and in three values
 
 
