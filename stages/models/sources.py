@@ -19,7 +19,7 @@ PIN = "pin.json"
 # All that a base is made of; never pickled weights.
 PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 # Not the folders that some repositories keep the same weights in once more.
-HUB_FILES = {"allow_patterns": list(PATTERNS), "ignore_patterns": ["*/*"]}
+HUB_FILES: dict[str, Any] = {"allow_patterns": list(PATTERNS), "ignore_patterns": ["*/*"]}
 
 
 def bring(model: Model, folder: Path) -> dict[str, Any]:
