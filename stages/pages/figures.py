@@ -87,7 +87,8 @@ def layer_figure(quantize: Mapping[str, Any]) -> Figure | None:
         axis("SQNR, dB", [y for _, y in everything]),
     )
     marks = []
-    for i, (kind, points) in enumerate(by_kind.items()):
+    for i, (kind, unordered) in enumerate(by_kind.items()):
+        points = sorted(unordered)  # by depth: layer 10 is named before layer 2
         marks.append(frame.line(points, i, kind))
         marks.append(frame.dots(points, i, [f"{kind} {tick(x)}: {y:.2f} dB" for x, y in points]))
     return Figure(
