@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,11 +61,14 @@ def load_quantized(paths: Paths, dtype: torch.dtype) -> Any:
     """The frozen base as training sees it, computing in `dtype`."""
     if not is_quantized(paths):
         return load_base(paths, dtype)
+    # LLM.int8 would warn at each product that it rounds its inputs, which is what it is for.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     loaded = load_model(paths.quantized, dtype)
     for module in loaded.modules():
-        # bitsandbytes' 4-bit layers compute in the dtype they were saved with unless told.
+        # bitsandbytes' 4-bit layers compute, and dequantise, in the dtype they were saved with
+        # unless told.
         if hasattr(module, "compute_dtype"):
-            module.compute_dtype = dtype
+            module.compute_dtype = module.weight.quant_state.dtype = dtype
     return loaded
 
 
