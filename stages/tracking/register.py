@@ -20,6 +20,13 @@ REQUIREMENTS = ("accelerate", "mlflow", "torch", "transformers")
 FOLDER = "model"
 
 
+def registry_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Of a run's tags, those that say what a version was made from, beside the run itself."""
+    return {
+        key: tags[key] for key in ("data", "dvc.lock", "mlflow.source.git.commit") if key in tags
+    }
+
+
 def register(
     client: MlflowClient, paths: Paths, name: str, run_id: str, tags: Mapping[str, str]
 ) -> str:
