@@ -60,7 +60,7 @@ def report(
         html = report_page(name, params, flat, changed, reports, curves, ran, tags)
         page.write_text(html, encoding="utf-8")
     tags |= stage_tags(ran) | {"mlflow.note.content": note(reports)}
-    where = publish(paths, name, flat, reports, curves, tags)
+    where = publish(paths, name, flat, reports, curves, tags, export.register)
     mark_published(paths, STAGES)
     print_summary(name, params, reports, ran, paths.page.name, where)
 

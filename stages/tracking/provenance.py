@@ -29,6 +29,7 @@ def source_tags(root: Path) -> dict[str, str]:
         MLFLOW_GIT_BRANCH: get_git_branch(here),
         "dvc.experiment": os.environ.get("DVC_EXP_NAME"),
         "dvc.lock": lock_hash(root / "dvc.lock"),
+        "data": data_hash(root / "dvc.lock"),
     }
     return {key: value for key, value in tags.items() if value}
 
@@ -58,6 +59,15 @@ def lock_hash(lock: Path) -> str | None:
     content: Any = OmegaConf.to_container(OmegaConf.load(lock))
     stages = {stage: entry for stage, entry in content["stages"].items() if stage != "report"}
     return hashlib.sha256(json.dumps(stages, sort_keys=True).encode()).hexdigest()
+
+
+def data_hash(lock: Path) -> str | None:
+    """DVC's hash of the prepared rows."""
+    if not lock.exists():
+        return None
+    content: Any = OmegaConf.to_container(OmegaConf.load(lock))
+    outs = content["stages"].get("prepare", {}).get("outs", [])
+    return outs[0]["md5"] if outs else None
 
 
 def stages_ran(paths: Paths, stages: Iterable[str]) -> dict[str, bool]:

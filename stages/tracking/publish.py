@@ -15,6 +15,7 @@ from conf.schema import LoradagError
 from stages.runtime import Paths
 from stages.tracking.live import close_run, log_points, logged_steps, open_run
 from stages.tracking.records import flat_metrics
+from stages.tracking.register import register, registry_tags
 from stages.tracking.store import reason, shown_uri, store_uri
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def publish(
     reports: Mapping[str, dict[str, Any]],
     curves: Mapping[int, Mapping[str, float]],
     tags: Mapping[str, str],
+    register_as: str | None = None,
 ) -> str:
     """Complete the MLflow run of this pipeline run and finish it; returns where it is listed.
 
@@ -38,6 +40,7 @@ def publish(
         reports: by stage.
         curves: {step: {metric: value}}.
         tags: see `provenance`.
+        register_as: name of the registered model that the merged one becomes a version of.
 
     Raises:
         LoradagError: MLflow cannot be reached, or refuses.
@@ -51,6 +54,8 @@ def publish(
         client, run_id = open_run(paths, key, name)
         experiment_id = _log(client, run_id, name, params, reports, curves, tags)
         _log_files(client, run_id, paths, list(reports))
+        if register_as:
+            register(client, paths, register_as, run_id, registry_tags(tags))
         close_run(paths, client, run_id)
     except (MlflowException, SQLAlchemyError, requests.RequestException) as error:
         raise LoradagError(
