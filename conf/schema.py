@@ -292,6 +292,12 @@ class Config:
     checked: bool = MISSING  # composing this key checks the rules
 
 
+def method_name(adapter: Adapter, train: Train) -> str:
+    """What the two make together: `lora`, `qat`, `qat_lora`; `sft` where neither says more."""
+    said = [name for name in (train.method, adapter.variant) if name not in ("sft", "none")]
+    return "_".join(said) or "sft"
+
+
 def load_config(path: Path) -> Config:
     """Read and validate a `params.yaml`.
 
@@ -383,10 +389,12 @@ def _combinations(config: Config) -> Iterable[Problem]:
     yield from _quantize_rules(config.quantize)
     yield from _method_rules(config)
     yield from _train_rules(config)
-    if config.adapter.variant == "none" and "adapter" in config.export.formats:
+    whole = config.adapter.variant == "none" or config.train.method == "qat"
+    if whole and "adapter" in config.export.formats:
         yield Problem(
             "export.formats", config.export.formats,
-            "cannot hold adapter, for adapter.variant = none trains every weight",
+            f"cannot hold adapter, for adapter.variant = {config.adapter.variant} with "
+            f"train.method = {config.train.method} makes a whole model",
             "Export safetensors or gguf.",
         )  # fmt: skip
     if config.evaluate.stride > config.evaluate.window:

@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from conf.schema import Adapter, Train
+from conf.schema import Adapter, Train, method_name
 from stages.runtime import Paths, compute_dtype, device, peak_memory_bytes, replacing, run_stage
 
 
@@ -24,7 +24,6 @@ def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> dict[str, 
     from stages.training.method import (
         count_parameters,
         load_trainable,
-        method_name,
         save_trained,
     )
     from stages.training.trainer import make_trainer

@@ -68,6 +68,21 @@ def test_all_problems_come_at_once_with_key_value_rule_and_remedy() -> None:
         (["adapter=loftq"], ["merge.base"]),
         (["train=bitnet"], ["train.method"]),
         (["train=qat"], ["train.method"]),
+        (["train=qat", "quantize=none", "adapter=dora"], ["adapter.variant"]),
+        (["train=qat", "quantize=none", "adapter=quantized_lora"], ["adapter.variant"]),
+        (
+            ["train=qat", "quantize=none", "adapter.modules_to_save=[lm_head]"],
+            ["adapter.modules_to_save"],
+        ),
+        (["train=qat", "quantize=none", "export.formats=[adapter]"], ["export.formats"]),
+        (["train=qat", "quantize=none", "train.group_size=null"], ["train.group_size"]),
+        (
+            ["train=bitnet", "quantize=none", "adapter=none", "train.activation_bits=null"],
+            ["train.activation_bits"],
+        ),
+        (["train.weight_bits=4"], ["train.weight_bits"]),
+        (["adapter.bits=4"], ["adapter.bits"]),
+        (["adapter=quantized_lora", "adapter.bits=null"], ["adapter.bits"]),
         (["quantize=static_w8a8", "quantize.reads=artifacts/base"], ["quantize.reads"]),
         (
             ["quantize.scheme=symmetric"],

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.schema import Adapter, Prepare, Quantize, Train
+from conf.schema import Adapter, Prepare, Quantize, Train, method_name
 
 HOW = {
     "safetensors": """```python
@@ -49,8 +49,7 @@ class Origin:
 
     @property
     def method(self) -> str:
-        adapter = self.adapter.variant
-        return self.train.method if adapter == "none" else adapter
+        return method_name(self.adapter, self.train)
 
 
 def write_card(
@@ -97,6 +96,8 @@ def _method(origin: Origin) -> str:
         f"{length} of {train.batch_size * train.gradient_accumulation} rows, learning rate "
         f"{train.learning_rate:g} ({train.scheduler}), {train.optimizer}."
     )
+    if train.method == "qat":
+        rate += f" Weights were rounded to {train.weight_bits} bits in training, as they are here."
     if adapter.variant == "none":
         return f"{train.method}, every weight trained: {rate}"
     base = "full precision" if quantize.scheme == "none" else quantize.scheme

@@ -60,12 +60,6 @@ def save_trained(
         save_adapter(model, adapter, folder, state, str(pin["id"] or pin["path"] or "random"))
 
 
-def method_name(adapter: Adapter, train: Train) -> str:
-    """What the two options make together: `lora`, `qat`, `qat_lora`; `sft` where neither says."""
-    said = [name for name in (train.method, adapter.variant) if name not in ("sft", "none")]
-    return "_".join(said) or "sft"
-
-
 def count_parameters(model: Any) -> tuple[int, int]:
     """How many parameters are trained, and how many there are."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
