@@ -1,4 +1,4 @@
-"""A finished pipeline as it stands on disk: reports with DESIGN's keys, curve, params, lock."""
+"""A finished pipeline as it stands on disk: reports with the stages' keys, curve, params, lock."""
 
 import json
 import math

@@ -62,7 +62,7 @@ def test_the_page_says_what_the_reports_say() -> None:
         assert number in said
     for text in (
         "0.0121",
-        "≤ 0.05",
+        f"≤ {params()['merge']['tolerance']['kl']:g}",
         "87.5 %",
         "gguf q8_0",
         "145 MB",
