@@ -27,6 +27,7 @@ def sweep(config: DictConfig) -> float | tuple[float, float] | None:
     from stages.sweeps.job import run_job
 
     settings = HydraConfig.get()
+    config.checked = True  # `validate` does it, in its own words
     OmegaConf.resolve(config)
     if settings.mode == RunMode.RUN:
         _run_in_place(config, Path(settings.runtime.cwd))

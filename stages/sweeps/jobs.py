@@ -72,6 +72,7 @@ class Composer:
         ConfigLoaderImpl._apply_overrides_to_config(
             [o for o in values if not o.key_or_group.startswith("hydra.")], config
         )
+        config.checked = True  # `job` does it, and keeps the problems
         OmegaConf.resolve(config)
         return plain(config)
 
