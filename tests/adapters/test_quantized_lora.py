@@ -36,8 +36,8 @@ def test_what_is_saved_computes_what_was_trained(fresh, tmp_path) -> None:
     torch.testing.assert_close(merged, trained, rtol=0, atol=1e-4)
     assert (trained - untrained).abs().max() > 0.1
     # The masters were not on the grid: rounding them is not idle.
-    stored = [p for p in loaded.parameters() if p.requires_grad]
-    assert any(not torch.equal(*pair) for pair in zip(masters, stored, strict=False))
+    stored = [p for p in tuned.parameters() if p.requires_grad]
+    assert not any(torch.equal(*pair) for pair in zip(masters, stored, strict=True))
 
 
 def test_the_stored_factors_are_on_their_grid(fresh, tmp_path) -> None:
