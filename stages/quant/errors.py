@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-ROWS = 1024  # compared at a time, so that float64 copies stay small
+ROWS = 64  # compared at a time, so that float64 copies stay small
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+SHARD = "250MB"  # safetensors copies all that goes into a file before it writes
+
 
 def save_shards(
-    state: dict[str, torch.Tensor], folder: Path, metadata: dict[str, str], shard: str = "5GB"
+    state: dict[str, torch.Tensor], folder: Path, metadata: dict[str, str], shard: str = SHARD
 ) -> None:
     """Write `state` to `folder` in files of at most `shard`, with an index if there are several.
 
