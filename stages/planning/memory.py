@@ -13,8 +13,10 @@ hidden and I intermediate size; V vocabulary.
   adapter b (17.6 h + 5 I). More by nearly a half, for what the allocator cannot fill.
 - logits: t V in float32, as logits, log-probabilities and their gradients, and trl's metrics.
 
-`merge` writes a tensor at a time; its peak is the proof, which holds the trained model while it
-loads the merged one.
+`merge` writes a tensor at a time; its peak is the proof, which holds the base with the adapter
+beside it while it loads the merged model:
+
+    merge = process + 2 b P + logits
 """
 
 from __future__ import annotations
@@ -59,11 +61,12 @@ def train_bytes(shape: Shape, params: Mapping[str, Any], longest: int | None) ->
     return int(_process(params, TRAIN_PROCESS) + weights + trained + activations + logits)
 
 
-def merge_bytes(shape: Shape, params: Mapping[str, Any]) -> int:
-    """Peak of `merge`: trained and merged model beside each other."""
-    width = dtype_bytes("auto", params["runtime"])
-    trained = stored_bytes(shape, params["quantize"], width)
-    return int(_process(params, MERGE_PROCESS) + trained + width * shape.parameters)
+def merge_bytes(shape: Shape, params: Mapping[str, Any], longest: int | None) -> int:
+    """Peak of `merge`: two models in the compute dtype, and the logits of a row of each."""
+    weights = 2 * dtype_bytes("auto", params["runtime"]) * shape.parameters
+    row = longest or params["prepare"]["max_tokens"]
+    logits = LOGITS * 4 * row * shape.vocabulary
+    return _process(params, MERGE_PROCESS) + weights + logits
 
 
 def longest_drawn(lengths: Mapping[str, Any], train: Mapping[str, Any]) -> int:

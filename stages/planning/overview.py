@@ -93,7 +93,7 @@ def _plan(
         trainable_parameters(shape, params["adapter"]),
         total_parameters(shape, params["adapter"]),
         train_bytes(shape, params, longest),
-        merge_bytes(shape, params),
+        merge_bytes(shape, params, longest),
         2 * shape.parameters if download else None,  # hubs store 16 bits
     )
 

@@ -48,7 +48,10 @@ def estimates(params: dict[str, Any], lengths: dict[str, Any]) -> dict[str, int]
     shape = model_shape(params["model"])
     assert shape is not None
     longest = longest_drawn(lengths, params["train"])
-    return {"train": train_bytes(shape, params, longest), "merge": merge_bytes(shape, params)}
+    return {
+        "train": train_bytes(shape, params, longest),
+        "merge": merge_bytes(shape, params, longest),
+    }
 
 
 def test_estimates_are_within_a_quarter_of_the_peaks(
