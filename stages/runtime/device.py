@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conf.schema import LoradagError, Runtime
@@ -96,6 +97,10 @@ def compute_dtype(name: str) -> torch.dtype:
 
 def peak_rss_bytes() -> int:
     """The most memory this process has held so far."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux's getrusage counts what the parent held before this one's exec
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

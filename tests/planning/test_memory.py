@@ -31,17 +31,25 @@ MIDDLE = [
 ]
 
 
+MEASURED = """
+import atexit, runpy, sys
+from stages.runtime import peak_rss_bytes
+atexit.register(lambda: print(peak_rss_bytes()))
+runpy.run_module(sys.argv[1], run_name="__main__")
+"""
+
+
 def peak_bytes(stage: str, root: Path) -> int:
     """Peak memory of the process that runs `stage` in `root`."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", f"stages.{stage}"],
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, f"stages.{stage}"],
         cwd=root,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return int(done.stdout.splitlines()[-1])
 
 
 def estimates(params: dict[str, Any], lengths: dict[str, Any]) -> dict[str, int]:
