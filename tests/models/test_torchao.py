@@ -47,3 +47,15 @@ def test_weights_compute_in_the_models_dtype(tiny_base, tmp_path):
     assert torch.equal(one.scale, other.scale)
     assert other.dequantize().dtype == torch.bfloat16
     assert rounded(torch.tensor(ROWS)).logits.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("scheme", ["dynamic_w8a8", "static_w8a8"])
+def test_the_layer_computes_what_torchaos_integer_product_does(scheme, tiny_base, tmp_path):
+    chosen, constants = options(scheme), None
+    if scheme == "static_w8a8":
+        constants = calibrate(tiny_base, tmp_path, ROWS, chosen)
+    quantize_checkpoint(tiny_base, tmp_path, chosen, constants)
+    layer = load_model(tmp_path, torch.float32).model.layers[0].mlp.up_proj
+    inputs = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0)) * 0.5
+    expected = torch.nn.functional.linear(inputs, layer.weight)
+    assert torch.allclose(layer(inputs), expected, atol=1e-5)
