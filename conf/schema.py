@@ -232,7 +232,7 @@ class Tolerance:
 
     rounding: float = above(0)  # KL to the same base with the adapter beside it
     kl: float = above(0)  # KL to the model as trained, on its quantised base
-    perplexity: float = above(0)  # relative change to the model as trained
+    perplexity: float = above(0)  # relative rise over the model as trained
 
 
 @dataclass

@@ -143,8 +143,8 @@ def _checks(parity: Parity, tolerance: Tolerance) -> list[Check]:
             remedy,
         ),
         Check(
-            "relative change of perplexity",
-            abs(parity.perplexity_change),
+            "relative rise of perplexity",  # into a better base than training saw it falls
+            parity.perplexity_rise,
             "merge.tolerance.perplexity",
             tolerance.perplexity,
             remedy,

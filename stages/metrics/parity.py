@@ -65,7 +65,7 @@ class Parity:
     greedy_match: float
 
     @property
-    def perplexity_change(self) -> float:
+    def perplexity_rise(self) -> float:
         return self.perplexity_after / self.perplexity_before - 1
 
 

@@ -92,7 +92,7 @@ def merge_checks(reports: Reports, params: Mapping[str, Any]) -> list[Check]:
     if (kl := merge.get("mean_kl")) is not None:
         checks.append(Check("mean KL, nats a token", number(kl), f"≤ {tolerance['kl']:g}"))
     if before is not None and after is not None:
-        bound = f"within {percent(tolerance['perplexity'])}"
+        bound = f"≤ +{percent(tolerance['perplexity'])}"
         moved = f"{number(before)} → {number(after)} ({change(before, after)})"
         checks.append(Check("perplexity", moved, bound))
     if (rounding := merge.get("rounding_kl")) is not None:

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from conf.schema import Config, LoradagError
+from conf.schema import Config, LoradagError, Tolerance
 from stages.merge import merge
 from stages.merging.adapter import LowRank
+from stages.merging.gate import _checks
+from stages.metrics.parity import Parity
 from stages.models.loading import load_base
 from stages.runtime import Paths
 from tests.conftest import run_stages, smoke_config
@@ -129,3 +131,14 @@ def test_a_whole_checkpoint_is_the_merged_model(
     assert report["max_abs_logit_diff"] == 0
     weights = "model.safetensors"
     assert (paths.merged / weights).read_bytes() == (paths.adapter / weights).read_bytes()
+
+
+@pytest.mark.parametrize(("after", "holds"), [(55.0, True), (81.0, True), (120.0, False)])
+def test_perplexity_may_fall_as_far_as_it_will(after: float, holds: bool) -> None:
+    """Into a better base than training saw it falls; that is no broken merge."""
+    parity = Parity(
+        max_abs_logit_diff=20.0, mean_abs_logit_diff=1.0, mean_kl=0.2, top_match=0.8,
+        perplexity_before=80.0, perplexity_after=after, greedy_match=0.5,
+    )  # fmt: skip
+    checks = _checks(parity, Tolerance(kl=0.5, perplexity=0.25, rounding=0.001))
+    assert all(check.value <= check.at_most for check in checks) == holds
