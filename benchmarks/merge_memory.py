@@ -9,11 +9,12 @@ prints peak resident memory, the ratio, and whether the merged weights agree.
 
 import json
 import multiprocessing
-import resource
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from stages.runtime import peak_rss_bytes
 
 CONFIG = {
     "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
@@ -88,8 +89,7 @@ def peft(folder: Path) -> None:
 def measure(way: str, folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
     {"ours": ours, "peft": peft}[way](folder)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"peak_rss_bytes": peak, "seconds": round(time.perf_counter() - started, 1)}
+    return {"peak_rss_bytes": peak_rss_bytes(), "seconds": round(time.perf_counter() - started, 1)}
 
 
 def largest_difference(folder: Path) -> float:

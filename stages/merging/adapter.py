@@ -35,7 +35,8 @@ class LowRank:
         DoRA (arXiv:2402.09353): W' = m · V / ‖V‖ by output row, with V = W + scale·B·A.
         Embeddings are stored (tokens, width) = (in, out), and so are the weights of GPT-2's
         Conv1D (`fan_in_fan_out`): there ΔW is transposed. The order of operations is peft's, so
-        in float32 the result is peft's, bit for bit.
+        in float32 the result is peft's, bit for bit. Memory: a float32 matrix of W's
+        size, two where transposed.
         """
         import torch
 
@@ -43,18 +44,20 @@ class LowRank:
         names = PARTS[2:4] if embedding else PARTS[:2]
         a, b = (self.parts[name].float() for name in names)
         transposed = embedding or fan_in_fan_out
-        delta: torch.Tensor = ((b @ a).T if transposed else b @ a) * self.scale
-        if delta.shape != weight.shape:
+        delta: torch.Tensor = (b @ a).mul_(self.scale)
+        merged = delta.T.contiguous() if transposed else delta
+        if merged.shape != weight.shape:
             raise LoradagError(
-                f"its update has shape {tuple(delta.shape)}, the weight {tuple(weight.shape)}."
+                f"its update has shape {tuple(merged.shape)}, the weight {tuple(weight.shape)}."
             )
-        merged = weight.float() + delta
+        merged += weight
         magnitude = self.parts.get("lora_magnitude_vector")
         if magnitude is None:
             return merged
         norm: torch.Tensor = torch.linalg.norm(merged.T if transposed else merged, dim=1)
         factor = magnitude.float() / norm
-        return merged * (factor.view(1, -1) if transposed else factor.view(-1, 1))
+        merged *= factor.view(1, -1) if transposed else factor.view(-1, 1)
+        return merged
 
 
 @dataclass(frozen=True)
