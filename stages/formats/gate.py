@@ -8,6 +8,7 @@ from typing import Any
 
 from conf.schema import Export, LoradagError
 from stages.formats.ggml import round_weights
+from stages.formats.grid import read_grid
 from stages.formats.runtimes import (
     find_in_adapter,
     find_in_folder,
@@ -53,7 +54,7 @@ def prove(paths: Paths, exported: dict[str, Path], export: Export) -> dict[str, 
         if name.startswith(GGUF):
             found = in_fresh_process(find_in_llamacpp, str(path), trial)
             model = load_model(paths.merged, dtype)
-            round_weights(model, name.removeprefix(GGUF))
+            round_weights(model, name.removeprefix(GGUF), read_grid(paths.merged))
             brief = dataclasses.replace(trial, prompts=[])
             expected = find_in_transformers(model, tokenizer, brief, "").perplexity
         elif name == "adapter":

@@ -14,10 +14,12 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.schema import LoradagError
+from stages.formats.grid import Grid, read_grid
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +44,9 @@ def write_gguf(model: Path, path: Path, type: str, name: str) -> dict[str, str]:
     """Convert the folder `model` to the file `path`; return what fell back, tensor to its type.
 
     Matrices are stored as `type`, vectors in float32. A matrix whose rows are no multiple of the
-    type's block falls back to f16; tables that the format wants exact are not counted.
+    type's block falls back to f16; tables that the format wants exact are not counted. Of a model
+    that was trained on a grid which the type holds, the weights on the grid are stored as they are,
+    and all other matrices as f16.
 
     Raises:
         LoradagError: the converter does not know the architecture or the tokenizer.
@@ -73,8 +77,12 @@ def write_gguf(model: Path, path: Path, type: str, name: str) -> dict[str, str]:
                 converter.hparams.setdefault("n_ctx", converter.hparams["n_positions"])
             known = converter.get_vocab_base_pre
             converter.get_vocab_base_pre = lambda tokenizer: _pre_tokenizer(tokenizer, known)
-            if type in BEYOND_CONVERTER:
-                _force(converter, gguf.GGMLQuantizationType[type.upper()])
+            grid = read_grid(model)
+            if grid and grid.fits(type):
+                _store_on_grid(converter, type, grid)
+            elif type in BEYOND_CONVERTER:
+                quantized = gguf.GGMLQuantizationType[type.upper()]
+                _force(converter, lambda _: quantized)
             converter.write()
         except (NotImplementedError, FileNotFoundError, AssertionError, KeyError) as error:
             cause = str(error) or "it has more tokens than the model"
@@ -89,8 +97,34 @@ def write_gguf(model: Path, path: Path, type: str, name: str) -> dict[str, str]:
     }
 
 
-def _force(converter: Any, kind: Any) -> None:
-    """Let the converter quantise to a type that it has no output type for."""
+def _store_on_grid(converter: Any, type: str, grid: Grid) -> None:
+    """Let the converter store matrices that are on the grid in blocks of that grid."""
+    from conversion.base import LazyTorchTensor
+    from gguf import GGMLQuantizationType
+
+    modify, add = converter.modify_tensors, converter.gguf_writer.add_tensor
+    stored: dict[str, Any] = {}
+
+    def modify_and_keep(data: Any, name: str, block: int | None) -> Iterator[tuple[str, Any]]:
+        for new_name, tensor in modify(data, name, block):
+            if tensor.dim() == 2:
+                weight = LazyTorchTensor.to_eager(tensor)
+                blocks = grid.blocks(weight.float().numpy(), type)
+                if blocks is not None:
+                    stored[new_name] = blocks
+            yield new_name, tensor
+
+    def add_stored(name: str, data: Any, **options: Any) -> None:
+        add(name, stored.pop(name, data), **options)
+
+    converter.modify_tensors = modify_and_keep
+    converter.gguf_writer.add_tensor = add_stored
+    kind = GGMLQuantizationType[type.upper()]
+    _force(converter, lambda name: kind if name in stored else GGMLQuantizationType.F16)
+
+
+def _force(converter: Any, choose: Callable[[str], Any]) -> None:
+    """Let `choose` name a matrix's type, also one that the converter has no output type for."""
     from gguf import MODEL_TENSOR
 
     exact = (
@@ -103,7 +137,7 @@ def _force(converter: Any, kind: Any) -> None:
         is_exact = any(converter.match_model_tensor_name(new_name, key, block) for key in exact)
         if dimensions < 2 or is_exact or not new_name.endswith(".weight"):
             return own(name, new_name, block, dimensions)
-        return kind
+        return choose(new_name)
 
     converter.tensor_force_quant = force
 
@@ -138,11 +172,14 @@ def _step(step: dict[str, Any]) -> str:
     return step["type"] if plain.get(step["type"]) else json.dumps(step)
 
 
-def rounded(weight: torch.Tensor, type: str, transposed: bool) -> torch.Tensor:
+def rounded(
+    weight: torch.Tensor, type: str, transposed: bool, grid: Grid | None = None
+) -> torch.Tensor:
     """What a float32 matrix (out, in) is after a round trip through `type`, as the file has it.
 
     Args:
         transposed: the matrix is (in, out).
+        grid: of a model that was trained on one.
     """
     import gguf
     import torch
@@ -152,13 +189,19 @@ def rounded(weight: torch.Tensor, type: str, transposed: bool) -> torch.Tensor:
         return weight.to(names[type]).float()
     rows: np.ndarray[Any, Any] = (weight.T if transposed else weight).contiguous().numpy()
     kind = gguf.GGMLQuantizationType[type.upper()]
-    if rows.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
+    if grid and grid.fits(type):
+        blocks = grid.blocks(rows, type)
+    elif rows.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
+        blocks = None
+    else:
+        blocks = gguf.quants.quantize(rows, kind)
+    if blocks is None:
         return weight.half().float()
-    stored = torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(rows, kind), kind))
+    stored = torch.from_numpy(gguf.quants.dequantize(blocks, kind))
     return stored.T if transposed else stored
 
 
-def round_weights(model: Any, type: str) -> None:
+def round_weights(model: Any, type: str, grid: Grid | None = None) -> None:
     """Round the matrices of a transformers model in place, as its GGUF of `type` stores them.
 
     What the model then loses is the format's own loss: what a runtime loses beyond it is an error.
@@ -172,9 +215,8 @@ def round_weights(model: Any, type: str) -> None:
         weight = getattr(module, "weight", None)
         matrix = isinstance(module, torch.nn.Linear | Conv1D) or module in embeddings
         if matrix and weight is not None and weight.data_ptr() not in done:
-            ternary = type.startswith("tq") and module in embeddings
-            stored = rounded(
-                weight.data.float().cpu(), "f16" if ternary else type, isinstance(module, Conv1D)
+            kind = "f16" if type.startswith("tq") and module in embeddings else type
+            weight.data.copy_(
+                rounded(weight.data.float().cpu(), kind, isinstance(module, Conv1D), grid)
             )
-            weight.data.copy_(stored)
             done.add(weight.data_ptr())
