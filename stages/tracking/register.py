@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 REQUIREMENTS = ("accelerate", "mlflow", "torch", "transformers")
 FOLDER = "model"
+MAX_NEW_TOKENS = 64  # of an answer, where the request does not say
 
 
 def registry_tags(tags: Mapping[str, str]) -> dict[str, str]:
@@ -32,13 +33,14 @@ def register(
 ) -> str:
     """Log `artifacts/merged` to the run and register it; return the version's number.
 
-    `mlflow models serve -m models:/NAME/VERSION --env-manager local` answers from it. The run, and
-    `tags`, say what made it. A version of the same `dvc.lock` is not made twice.
+    `mlflow models serve -m models:/NAME/VERSION --env-manager local` answers from it, with greedy
+    text unless the request's params say otherwise. The run, and `tags`, say what made it. A version
+    of the same `dvc.lock` is not made twice.
     """
     import mlflow.transformers
     from mlflow.exceptions import MlflowException
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from transformers import pipeline
 
     same = [
@@ -49,13 +51,20 @@ def register(
     if same:
         return str(max(same, key=int))
     text = Schema([ColSpec(DataType.string)])
+    params = ParamSchema(
+        [
+            ParamSpec("max_new_tokens", DataType.long, MAX_NEW_TOKENS),
+            ParamSpec("do_sample", DataType.boolean, False),
+            ParamSpec("temperature", DataType.double, 1.0),
+        ]
+    )
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / FOLDER
         mlflow.transformers.save_model(
             transformers_model=pipeline("text-generation", model=str(paths.merged)),
             path=model,
             task="text-generation",
-            signature=ModelSignature(inputs=text, outputs=text),
+            signature=ModelSignature(inputs=text, outputs=text, params=params),
             pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
         )
         client.log_artifacts(run_id, str(model), FOLDER)
