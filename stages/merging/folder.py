@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.merging.streaming import merge_streaming
+from stages.merging.streaming import cast, merge_streaming
 from stages.models.loading import is_adapter, is_quantized
 from stages.models.sources import PATTERNS, PIN, weights_folder
 from stages.runtime import Paths
@@ -21,21 +21,25 @@ if TYPE_CHECKING:
 def write_merged(paths: Paths, folder: Path, *, base: str, dtype: str) -> None:
     """Fill `folder` with the tuned model: weights, configs, tokenizer, chat template.
 
-    Where every weight was trained, that checkpoint is the merged model. Else the adapter is merged
-    into the `original` base, or into the `dequantized` weights that training saw.
+    Where every weight was trained, that checkpoint is the merged model, its floats in `dtype`. Else
+    the adapter is merged into the `original` base, or into the `dequantized` weights that training
+    saw.
     """
     folder.mkdir(parents=True)
     _copy(paths.base, folder, weights=False)
-    if not is_adapter(paths):
-        _copy(paths.adapter, folder, weights=True)
-        return
-    untied = merge_streaming(
-        weights_folder(paths.base),
-        paths.adapter,
-        folder,
-        dtype=dtype,
-        weights=float_weights(paths, base),
-    )
+    untied = False
+    if is_adapter(paths):
+        untied = merge_streaming(
+            weights_folder(paths.base),
+            paths.adapter,
+            folder,
+            dtype=dtype,
+            weights=float_weights(paths, base),
+        )
+    else:
+        _copy(paths.adapter, folder, weights=dtype == "auto")
+        if dtype != "auto":
+            cast(paths.adapter, folder, dtype)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     if dtype != "auto":

@@ -65,6 +65,21 @@ def merge_streaming(
     return untied
 
 
+def cast(source: Path, output: Path, dtype: str) -> None:
+    """Write to `output` the weights of `source`, its floating-point numbers in `dtype`.
+
+    Raises:
+        LoradagError: a weight is not finite in `dtype`.
+    """
+    layout = {
+        name: dataclasses.replace(entry, dtype=_stored_dtype(entry, dtype))
+        for name, entry in entries(source).items()
+    }
+    with ShardWriter(output, layout) as writer:
+        for name, tensor in stream(source):
+            writer.write(name, tensor)
+
+
 def _plan(
     stored: dict[str, Entry], updates: Updates, skeleton: Skeleton, dtype: str
 ) -> tuple[dict[str, list[Target]], bool]:

@@ -1,10 +1,12 @@
 """Each method through the real stages: resumed to the same bytes, and read back as trained."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 
+from stages.merging.checkpoint import entries
 from stages.models.sources import sha256
 from stages.training.guards import FiniteLoss
 from tests.conftest import run_stages
@@ -48,3 +50,8 @@ def test_stopped_and_resumed_it_ends_in_the_same_bytes(project, monkeypatch, met
     if method != "quantized_lora":  # the whole checkpoint is passed on
         assert merged["max_abs_logit_diff"] == 0
         assert json.loads((paths.merged / "config.json").read_text())["use_cache"]
+        merge = dataclasses.replace(config.merge, dtype="float16")
+        halved = run_stages(paths, dataclasses.replace(config, merge=merge), "merge")["merge"]
+        assert halved["mean_kl"] < merge.tolerance.rounding
+        stored = {entry.dtype for entry in entries(paths.merged).values()}
+        assert stored - {"U8"} == {"F16"}  # bytes are packed ternary weights
