@@ -5,83 +5,32 @@ change, and back.
 """
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.repository import Repository
 
 ALL = ["fetch", "prepare", "quantize", "train", "evaluate", "merge", "export", "report"]
-
-
-class Repository:
-    """A git and DVC repository of the project, with commands that run in it."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.environment = os.environ | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(root),
-            "MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db",
-            "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b",
-            "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b",
-        }  # fmt: skip
-
-    def run(self, *command: str, fails: bool = False) -> str:
-        done = subprocess.run(
-            command, cwd=self.root, env=self.environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=1200,
-        )  # fmt: skip
-        assert (done.returncode != 0) == fails, done.stdout
-        return done.stdout
-
-    def compose(self, *overrides: str) -> None:
-        self.run("python", "-m", "conf", "experiment=smoke", *overrides)
-
-    def repro(self) -> list[str]:
-        """Reproduce; the stages that were executed, in order."""
-        return executed(self.run("dvc", "repro"))
-
-    def runs(self) -> list[Any]:
-        from mlflow import MlflowClient
-
-        client = MlflowClient(f"sqlite:///{self.root}/mlflow.db")
-        experiment = client.get_experiment_by_name("loradag")
-        return client.search_runs([experiment.experiment_id], order_by=["start_time DESC"])
 
 
 def executed(output: str) -> list[str]:
     return re.findall(r"^Running stage '(\w+)':", output, re.MULTILINE)
 
 
+def repro(repository: Repository) -> list[str]:
+    """Reproduce; the stages that were executed, in order."""
+    return executed(repository.run("dvc", "repro"))
+
+
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    root = tmp_path_factory.mktemp("repository")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file() and not name.startswith(("reports/", "plots/", "dvc.lock")):
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, root / name)
-    repository = Repository(root)
-    repository.compose()
-    repository.run("git", "init", "-q")
-    repository.run("git", "add", "-A")
-    repository.run("git", "commit", "-qm", "Start")
-    return repository
+    return Repository(tmp_path_factory.mktemp("repository"))
 
 
 def test_a_cold_run_runs_every_stage_once(repository) -> None:
-    assert repository.repro() == ALL
+    assert repro(repository) == ALL
     repository.run("git", "add", "-A")
     repository.run("git", "commit", "-qm", "Run")
     reports = {stage: json.loads((repository.root / f"reports/{stage}.json").read_text())
@@ -93,12 +42,12 @@ def test_a_cold_run_runs_every_stage_once(repository) -> None:
 
 
 def test_a_second_run_runs_nothing(repository) -> None:
-    assert repository.repro() == []
+    assert repro(repository) == []
 
 
 def test_another_rank_reruns_training_and_what_follows(repository) -> None:
     repository.compose("adapter.r=4")
-    assert repository.repro() == ["train", "evaluate", "merge", "export", "report"]
+    assert repro(repository) == ["train", "evaluate", "merge", "export", "report"]
     diff = json.loads(repository.run("dvc", "metrics", "diff", "--json"))
     trained = diff["reports/train.json"]["trainable_parameters"]
     assert trained["new"] * 2 == trained["old"]
@@ -110,7 +59,7 @@ def test_back_to_a_value_used_before_all_comes_from_the_cache_and_mlflow_is_comp
     repository,
 ) -> None:
     repository.compose()
-    assert repository.repro() == ["report"]
+    assert repro(repository) == ["report"]
     newest, _, first = repository.runs()
     assert newest.data.params == first.data.params
     assert newest.data.metrics == first.data.metrics
@@ -121,7 +70,7 @@ def test_back_to_a_value_used_before_all_comes_from_the_cache_and_mlflow_is_comp
 
 def test_another_export_reruns_only_the_export(repository) -> None:
     repository.compose("export=safetensors")
-    assert repository.repro() == ["export", "report"]
+    assert repro(repository) == ["export", "report"]
 
 
 def test_another_quantisation_leaves_the_data_alone(repository) -> None:
@@ -169,7 +118,7 @@ def test_a_hand_edit_is_validated_too(repository) -> None:
     assert "Did you mean train.learning_rate?" in output
     assert "Traceback" not in output
     repository.compose()
-    assert repository.repro() == ["report"]  # nothing is lost: the cache has it all
+    assert repro(repository) == ["report"]  # nothing is lost: the cache has it all
 
 
 def test_experiments_and_plots_are_what_a_dvc_user_expects(repository) -> None:

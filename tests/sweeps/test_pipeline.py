@@ -1,0 +1,78 @@
+"""Sweeps over the real pipeline on the tiny model, their stages counted as Python starts them."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.repository import Repository
+
+# Python imports it at its start, wherever the process comes from.
+COUNTING = """
+import os, sys
+if len(sys.orig_argv) == 3 and sys.orig_argv[2].startswith("stages."):
+    with open(os.environ["COUNTED"], "a") as log:
+        log.write(sys.orig_argv[2].removeprefix("stages.") + "\\n")
+"""
+QUICK = (
+    "experiment=smoke", "train.max_steps=2", "train.checkpoint_steps=2", "evaluate.samples=0",
+    "merge.rows=2", "export=safetensors",
+)  # fmt: skip
+PARALLEL = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+
+
+class Counted(Repository):
+    """A repository that counts the stages which run in it."""
+
+    def __init__(self, root: Path, beside: Path) -> None:
+        super().__init__(root)
+        self.log = beside / "log"
+        (beside / "sitecustomize.py").write_text(COUNTING)
+        self.environment |= {"PYTHONPATH": str(beside), "COUNTED": str(self.log)}
+
+    def sweep(self, *overrides: str) -> str:
+        return self.run(sys.executable, "-m", "stages.sweep", "-m", *QUICK, *overrides)
+
+    def ran(self) -> Counter[str]:
+        """How often each stage ran since the last time this was asked."""
+        lines = self.log.read_text().split() if self.log.exists() else []
+        self.log.unlink(missing_ok=True)
+        return Counter(lines)
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> Counted:
+    for name in ("project", "beside"):
+        (tmp_path / name).mkdir()
+    return Counted(tmp_path / "project", tmp_path / "beside")
+
+
+def cold(jobs: int, quants: int) -> dict[str, int]:
+    once = dict.fromkeys(("fetch", "prepare"), 1)
+    each = dict.fromkeys(("train", "evaluate", "merge", "export", "report"), jobs)
+    return once | {"quantize": quants} | each
+
+
+def test_two_by_two_in_parallel_and_warm(counted: Counted) -> None:
+    grid = ("adapter.r=2,4", "quantize=nf4,int8")
+    counted.sweep(*grid, *PARALLEL)
+    assert counted.ran() == cold(jobs=4, quants=2)
+    counted.sweep(*grid)
+    assert counted.ran() == {"report": 4}
+    runs = counted.runs()
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if run is not parent]
+    assert len(children) == 4
+    for child in children:
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.metrics.keys() >= {"evaluate.adapter.perplexity", "merge.mean_kl"}
+
+
+@pytest.mark.slow
+def test_three_by_two_by_two_in_parallel_and_warm(counted: Counted) -> None:
+    grid = ("adapter.r=2,4,8", "adapter.alpha=8,16", "quantize=nf4,int8")
+    counted.sweep(*grid, *PARALLEL)
+    assert counted.ran() == cold(jobs=12, quants=2)
+    counted.sweep(*grid, *PARALLEL)
+    assert counted.ran() == {"report": 12}
