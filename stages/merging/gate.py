@@ -68,9 +68,11 @@ def hold_parity(paths: Paths, merged: Path, merge: Merge) -> dict[str, Any]:
         outputs = {}
         if is_adapter(paths):
             if is_quantized(paths):
+                del model  # before the next is loaded
                 model = _beside(paths, merge.base, dtype)
             record(model, brief, beside)
             outputs = layer_outputs(model)
+        del model
         model = load_model(merged, dtype)
         parity = compare(model, probe, trained, said)
         report = asdict(parity)

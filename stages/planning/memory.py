@@ -3,20 +3,22 @@
 P parameters; T trainable ones; b bytes of the compute dtype; t tokens of the largest batch; h
 hidden and I intermediate size; V vocabulary.
 
-    train = process + weights + 16 T + activations + logits
+    train = process + weights + 16 T + rounded + activations + logits
 
 - weights: b a parameter; of quantized linear layers what their scheme stores.
 - 16 T: trainable parameters, their gradients and Adam's two moments, in float32; less with an
   optimizer that keeps less.
+- rounded: under qat and bitnet the rounded weights of the linear layers, which the backward pass
+  needs; with an adapter also the update and its sum with the weights.
 - activations: what autograd keeps of each layer for the backward pass, counted on the Llama family:
   for a token b (10.4 h + 4 I); on frozen weights b (8 h + 4 I), and with dropout before every
   adapter b (17.6 h + 5 I). More by nearly a half, for what the allocator cannot fill.
 - logits: t V in float32, as logits, log-probabilities and their gradients, and trl's metrics.
 
-`merge` writes a tensor at a time; its peak is the proof, which holds the base with the adapter
-beside it while it loads the merged model:
+`merge` writes a tensor at a time; its peak is the proof, which loads one model after the other. A
+checkpoint of 16 bits is mapped while its weights are put into b bytes:
 
-    merge = process + 2 b P + logits
+    merge = process + (b + 2) P + logits
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from stages.planning.parameters import Shape, trainable_parameters
 MIB = 2**20
 # Interpreter and libraries, as measured: the host's share of every stage.
 TRAIN_PROCESS = 720 * MIB
-MERGE_PROCESS = 540 * MIB
+MERGE_PROCESS = 500 * MIB
 ALLOCATOR = 1.45
 LOGITS = 5  # tensors of t V at once
 
@@ -58,12 +60,13 @@ def train_bytes(shape: Shape, params: Mapping[str, Any], longest: int | None) ->
     activations = ALLOCATOR * width * tokens * layers * _kept_floats(shape, adapter)
     logits = LOGITS * 4 * tokens * shape.vocabulary
     trained = kept * trainable_parameters(shape, adapter)
-    return int(_process(params, TRAIN_PROCESS) + weights + trained + activations + logits)
+    rounded = _rounded_copies(params) * width * shape.linear_parameters
+    return int(_process(params, TRAIN_PROCESS) + weights + trained + rounded + activations + logits)
 
 
 def merge_bytes(shape: Shape, params: Mapping[str, Any], longest: int | None) -> int:
-    """Peak of `merge`: two models in the compute dtype, and the logits of a row of each."""
-    weights = 2 * dtype_bytes("auto", params["runtime"]) * shape.parameters
+    """Peak of `merge`: a model in the compute dtype, its checkpoint, and the logits of a row."""
+    weights = (dtype_bytes("auto", params["runtime"]) + 2) * shape.parameters
     row = longest or params["prepare"]["max_tokens"]
     logits = LOGITS * 4 * row * shape.vocabulary
     return _process(params, MERGE_PROCESS) + weights + logits
@@ -111,6 +114,13 @@ def dtype_bytes(name: str, runtime: Mapping[str, Any]) -> int:
         return 2
     cpu = Path("/proc/cpuinfo")
     return 2 if cpu.exists() and "avx512_bf16" in cpu.read_text() else 4
+
+
+def _rounded_copies(params: Mapping[str, Any]) -> int:
+    """How many tensors of the linear layers' size the backward pass needs beside the weights."""
+    if params["train"]["method"] == "sft":
+        return 0
+    return 1 if params["adapter"]["variant"] == "none" else 3
 
 
 def _kept_floats(shape: Shape, adapter: Mapping[str, Any]) -> float:

@@ -77,7 +77,13 @@ def test_estimates_are_within_a_quarter_of_the_peaks(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
-    [["train.batch_size=32"], ["quantize=none", "adapter=none", "train.batch_size=8"]],
+    [
+        ["train.batch_size=32"],
+        ["quantize=none", "adapter=none", "train.batch_size=8"],
+        ["quantize=none", "adapter=none", "train=qat", "train.batch_size=8"],
+        ["quantize=none", "train=qat", "train.batch_size=8"],
+        ["quantize=none", "adapter=none", "train=bitnet", "train.batch_size=8"],
+    ],
     ids=str,
 )
 def test_estimates_hold_where_the_model_matters(overrides: list[str], tmp_path: Path) -> None:
