@@ -23,18 +23,25 @@ from conf.schema import Config, Runtime, load_config, validate
 from stages.runtime import Paths
 from stages.runtime.device import configure
 
+# An option of `quantize=`, and what is set beside it.
 SCHEMES = (
-    "none", "int8", "dynamic_w8a8", "static_w8a8", "nf4", "fp4",
-    "symmetric", "symmetric_4", "symmetric_3", "symmetric_2",
+    "none", "int8", "dynamic_w8a8",
+    "static_w8a8", "static_w8a8 activation_granularity=tensor activation_zero_point=true",
+    "static_w8a8 activation_granularity=tensor observer=percentile",
+    "nf4", "fp4",
+    "symmetric", "symmetric_4", "symmetric_4 granularity=channel", "symmetric_4 granularity=tensor",
+    "symmetric_3", "symmetric_2",
     "asymmetric", "asymmetric_4", "asymmetric_3", "asymmetric_2",
 )  # fmt: skip
 ROWS = 112  # held out, about 4,000 tokens
 FOLDS = 14  # of them; their spread is the noise of a difference
+RUINED = 1000  # perplexity
 REPEATS = 5  # of the timed forward pass; the fastest counts
 
 
 def quantize_config(scheme: str) -> Config:
-    return validate(plain(compose([f"quantize={scheme}"])))
+    option, *beside = scheme.split()
+    return validate(plain(compose([f"quantize={option}", *(f"quantize.{it}" for it in beside)])))
 
 
 def score_folds(model: Any, rows: list[Any], config: Config) -> list[tuple[float, int]]:
@@ -138,29 +145,42 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """Perplexity over bits a weight, with the schemes that none beats in both."""
+    """Perplexity over bits a weight, with the schemes that none beats in both.
+
+    Those that ruin the model are named, not drawn: they would press the others together.
+    """
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "loradag"  # the same ids in every run
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    shown = [result for result in results if result["perplexity"] < RUINED]
     best = math.inf
     front = []
-    for result in sorted(results, key=lambda each: (each["bits"], each["perplexity"])):
+    for result in sorted(shown, key=lambda each: (each["bits"], each["perplexity"])):
         if result["perplexity"] < best:
             best = result["perplexity"]
             front.append(result)
     axes.plot([r["bits"] for r in front], [r["perplexity"] for r in front], color="0.7", zorder=0)
-    for result in results:
-        axes.scatter(result["bits"], result["perplexity"], s=18, color="tab:blue")
-        axes.annotate(
-            result["scheme"], (result["bits"], result["perplexity"]), fontsize=7,
-            xytext=(4, 3), textcoords="offset points",
-        )  # fmt: skip
     axes.set(xlabel="bits a weight, scales included", ylabel="perplexity", yscale="log")
+    axes.set_xlim(right=18)  # room for the last label
+    ruined = ", ".join(r["scheme"] for r in results if r not in shown)
+    axes.set_title(f"Over {RUINED:,}: {ruined}", fontsize=6, color="0.4")
     figure.tight_layout()
+    label_bits, label_height = 0.0, -math.inf
+    for result in sorted(shown, key=lambda each: (round(each["bits"]), each["perplexity"])):
+        bits, perplexity = result["bits"], result["perplexity"]
+        axes.scatter(bits, perplexity, s=18, color="tab:blue")
+        own = height = axes.transData.transform((bits, perplexity))[1] * 72 / figure.dpi
+        if round(bits) == label_bits:  # points above each other: no label on another
+            height = max(own, label_height + 8)
+        axes.annotate(
+            result["scheme"], (bits, perplexity), fontsize=7,
+            xytext=(5, height - own), textcoords="offset points", va="center",
+        )  # fmt: skip
+        label_bits, label_height = round(bits), height
     figure.savefig(path, metadata={"Date": None})
 
 

@@ -38,7 +38,7 @@ def test_a_scheme_leaves_a_loadable_folder_and_the_whole_report(project):
         (["quantize=asymmetric", "quantize.granularity=group"], "quantize.group_size"),
         (["quantize=dynamic_w8a8", "quantize.granularity=group"], "Choose tensor or channel"),
         (
-            ["quantize=static_w8a8", "quantize.activation_granularity=channel"],
+            ["quantize=static_w8a8", "quantize.activation_zero_point=true"],
             "quantize.activation_zero_point=false",
         ),
     ],
