@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stages.runtime import peak_rss_bytes
+from loradag.runtime import peak_rss_bytes
 
 CONFIG = {
     "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
@@ -32,7 +32,7 @@ def build(folder: Path) -> tuple[int, int]:
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from stages.merging.checkpoint import Entry, ShardWriter
+    from loradag.checkpoints.streaming_writer import Entry, ShardWriter
 
     config = AutoConfig.for_model("llama", **CONFIG, dtype="bfloat16")
     with torch.device("meta"):
@@ -70,7 +70,7 @@ def build(folder: Path) -> tuple[int, int]:
 
 
 def ours(folder: Path) -> None:
-    from stages.merging.streaming import merge_streaming
+    from loradag.merging.streaming import merge_streaming
 
     (folder / "ours").mkdir()
     merge_streaming(folder / "base", folder / "adapter", folder / "ours", dtype="auto")
@@ -94,7 +94,7 @@ def measure(way: str, folder: Path) -> dict[str, Any]:
 
 def largest_difference(folder: Path) -> float:
     """The largest |ours - peft's|, as a fraction of the weight's own 16-bit step."""
-    from stages.merging.checkpoint import entries, read_tensor
+    from loradag.checkpoints.streaming_writer import entries, read_tensor
 
     theirs = entries(folder / "peft")
     largest = 0.0

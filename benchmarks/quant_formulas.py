@@ -9,9 +9,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conf.compose import compose, plain
-from conf.schema import Quantize, validate
-from stages.runtime import Paths
+from loradag.config.composition import compose, plain
+from loradag.config.schema import Quantize, validate
+from loradag.runtime import Paths
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ GRANULARITIES = {"tensor": None, "channel": None, "group": 64}
 
 def as_the_guide_writes(weight: "torch.Tensor", quantize: Quantize) -> "torch.Tensor":
     """step = (max − min) / (2^b − 1), Z = 0, codes 0 to 2^b − 1: what is negative becomes 0."""
-    from stages.quant.affine import block_of
+    from loradag.quantization.affine import block_of
 
     blocks = weight.reshape(-1, math.prod(block_of(weight, quantize)))
     levels = 2 ** int(quantize.bits or 0) - 1
@@ -31,7 +31,7 @@ def as_the_guide_writes(weight: "torch.Tensor", quantize: Quantize) -> "torch.Te
 
 
 def restore(weight: "torch.Tensor", quantize: Quantize) -> "torch.Tensor":
-    from stages.quant.affine import quantize_weight
+    from loradag.quantization.affine import quantize_weight
 
     restored: torch.Tensor = quantize_weight(weight, quantize).dequantize()
     return restored
@@ -40,10 +40,10 @@ def restore(weight: "torch.Tensor", quantize: Quantize) -> "torch.Tensor":
 def main() -> None:
     from transformers import AutoConfig
 
-    from stages.models.sources import weights_folder
-    from stages.quant.checkpoint import linear_layers
-    from stages.quant.errors import Error, compare
-    from stages.quant.tensors import tensors
+    from loradag.checkpoints.tensors import tensors
+    from loradag.models.base import weights_folder
+    from loradag.quantization.conversion import linear_layers
+    from loradag.quantization.errors import Error, compare
 
     folder = weights_folder(Paths(Path()).base)
     linear, _ = linear_layers(AutoConfig.from_pretrained(folder), [])

@@ -18,10 +18,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from conf.compose import compose, plain
-from conf.schema import Config, Runtime, load_config, validate
-from stages.runtime import Paths
-from stages.runtime.device import configure
+from loradag.config.composition import compose, plain
+from loradag.config.schema import Config, Runtime, load_config, validate
+from loradag.runtime import Paths
+from loradag.runtime.device import configure
 
 # An option of `quantize=`, and what is set beside it.
 SCHEMES = (
@@ -46,7 +46,7 @@ def quantize_config(scheme: str) -> Config:
 
 def score_folds(model: Any, rows: list[Any], config: Config) -> list[tuple[float, int]]:
     """(sum of NLL, tokens) of each fold of the rows."""
-    from stages.metrics.perplexity import score
+    from loradag.evaluation.perplexity import score
 
     folds = []
     for start in range(FOLDS):
@@ -82,9 +82,9 @@ def difference(
 def run(paths: Paths, config: Config) -> list[dict[str, Any]]:
     import torch
 
-    from stages.models.loading import load_base, load_quantized
+    from loradag.data.rows import read_rows
+    from loradag.models.loading import load_base, load_quantized
     from stages.quantize import quantize
-    from stages.text.rows import read_rows
 
     rows = read_rows(paths.prepared / "eval.parquet")[:ROWS]
     base = load_base(paths, torch.float32)

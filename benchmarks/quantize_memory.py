@@ -60,9 +60,9 @@ def build(folder: Path) -> int:
 
 
 def ours(base: Path, folder: Path) -> None:
-    from conf.compose import compose, plain
-    from conf.schema import validate
-    from stages.quant.checkpoint import quantize_checkpoint
+    from loradag.config.composition import compose, plain
+    from loradag.config.schema import validate
+    from loradag.quantization.conversion import quantize_checkpoint
 
     quantize_checkpoint(base, folder, validate(plain(compose(["quantize=nf4"]))).quantize)
 

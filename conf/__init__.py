@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from conf.schema import Config, validate
+from loradag.config.schema import Config, validate
 
 
 def _checked(*, _root_: Any) -> bool:

@@ -2,8 +2,8 @@
 
 import sys
 
-from conf.compose import compose, write_params
-from conf.schema import LoradagError
+from loradag.config.composition import compose, write_params
+from loradag.config.schema import LoradagError
 
 if __name__ == "__main__":
     try:

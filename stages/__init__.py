@@ -1,1 +1,1 @@
-"""The steps of the pipeline, one file each; their libraries, one folder each."""
+"""The steps of the pipeline, one script each."""

@@ -6,21 +6,21 @@ nothing but its report.
 
 from typing import Any
 
-from conf.schema import Evaluate
-from stages.runtime import Paths, compute_dtype, run_stage
+from loradag.config.schema import Evaluate
+from loradag.runtime import Paths, compute_dtype, run_stage
 
 
 def evaluate(paths: Paths, evaluate: Evaluate) -> dict[str, Any]:
-    from stages.metrics.held_out import HeldOut
-    from stages.models.loading import (
+    from loradag.data.rows import read_rows
+    from loradag.data.token_contract import hold, read_contract
+    from loradag.evaluation.held_out import HeldOut
+    from loradag.models.loading import (
         is_quantized,
         load_base,
         load_quantized,
         load_tokenizer,
         load_tuned,
     )
-    from stages.text.contract import hold, read_contract
-    from stages.text.rows import read_rows
 
     tokenizer = load_tokenizer(paths.base)
     hold(tokenizer, read_contract(paths.contract))

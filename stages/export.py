@@ -7,8 +7,8 @@ Reads `artifacts/merged`, `data/prepared`, and for the model card and the adapte
 
 from typing import Any
 
-from conf.schema import Adapter, Export, Prepare, Quantize, Train
-from stages.runtime import Paths, replacing, run_stage
+from loradag.config.schema import Adapter, Export, Prepare, Quantize, Train
+from loradag.runtime import Paths, replacing, run_stage
 
 
 def export(
@@ -19,9 +19,9 @@ def export(
     adapter: Adapter,
     train: Train,
 ) -> dict[str, Any]:
-    from stages.formats.card import Origin
-    from stages.formats.gate import prove
-    from stages.formats.write import describe, list_files, read_pin, write_formats
+    from loradag.export.card import Origin
+    from loradag.export.export_verification import prove
+    from loradag.export.formats import describe, list_files, read_pin, write_formats
 
     origin = Origin(read_pin(paths.base), prepare, quantize, adapter, train)
     with replacing(paths.export) as folder:

@@ -6,13 +6,13 @@ weight file, and the weights where the source has no local copy of its own.
 
 from typing import Any
 
-from conf.schema import Model
-from stages.runtime import Paths, replacing, run_stage
+from loradag.config.schema import Model
+from loradag.runtime import Paths, replacing, run_stage
 
 
 def fetch(paths: Paths, model: Model) -> dict[str, Any]:
-    from stages.models.shape import architecture, count_parameters
-    from stages.models.sources import bring, weights_folder
+    from loradag.checkpoints.headers import architecture, count_parameters
+    from loradag.models.base import bring, weights_folder
 
     with replacing(paths.base) as folder:
         pin = bring(model, folder)

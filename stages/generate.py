@@ -12,9 +12,9 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from conf.schema import LoradagError, load_config
-from stages.runtime import Paths, compute_dtype
-from stages.runtime.device import configure
+from loradag.config.schema import LoradagError, load_config
+from loradag.runtime import Paths, compute_dtype
+from loradag.runtime.device import configure
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Generate:
 
 def generate(paths: Paths, options: Generate) -> None:
     """Print the continuation of `options.prompt`, or hold a dialogue."""
-    from stages.models.speaking import Speaker
+    from loradag.models.generator import Speaker
 
     speaker = Speaker(paths, options.model, compute_dtype("auto"))
     sampling = {

@@ -7,13 +7,13 @@ stage fails, says by how much, and leaves none.
 
 from typing import Any
 
-from conf.schema import Merge
-from stages.runtime import Paths, peak_rss_bytes, replacing, run_stage
+from loradag.config.schema import Merge
+from loradag.runtime import Paths, peak_rss_bytes, replacing, run_stage
 
 
 def merge(paths: Paths, merge: Merge) -> dict[str, Any]:
-    from stages.merging.folder import write_merged
-    from stages.merging.gate import hold_parity
+    from loradag.merging.merged_model import write_merged
+    from loradag.merging.verification import hold_parity
 
     with replacing(paths.merged) as folder:
         write_merged(paths, folder, base=merge.base, dtype=merge.dtype)

@@ -9,11 +9,11 @@ trained, and about how much memory `train` and `merge` would take.
 import sys
 from pathlib import Path
 
-from conf.schema import LoradagError
+from loradag.config.schema import LoradagError
 
 
 def plan(arguments: list[str]) -> None:
-    from stages.planning.overview import overview, print_overview
+    from loradag.planning.overview import overview, print_overview
 
     several = {"-m", "--multirun"}
     overrides = [argument for argument in arguments if argument not in several]

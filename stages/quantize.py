@@ -7,14 +7,14 @@ Reads `artifacts/base` (and the calibration rows, where the scheme needs them); 
 
 from typing import Any
 
-from conf.schema import Quantize
-from stages.runtime import Paths, peak_rss_bytes, replacing, run_stage, write_json
+from loradag.config.schema import Quantize
+from loradag.runtime import Paths, peak_rss_bytes, replacing, run_stage, write_json
 
 
 def quantize(paths: Paths, quantize: Quantize) -> dict[str, Any]:
-    from stages.models.sources import weights_folder
-    from stages.quant.calibration import calibrate, read_rows
-    from stages.quant.checkpoint import measure_unquantized, quantize_checkpoint
+    from loradag.models.base import weights_folder
+    from loradag.quantization.calibration import calibrate, read_rows
+    from loradag.quantization.conversion import measure_unquantized, quantize_checkpoint
 
     base, activations, calibrated = weights_folder(paths.base), None, {}
     with replacing(paths.quantized) as folder:

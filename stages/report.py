@@ -8,8 +8,8 @@ MLflow is complete either way, and says which stages ran.
 import json
 from dataclasses import asdict
 
-from conf.schema import Adapter, Evaluate, Export, Merge, Model, Prepare, Quantize, Train
-from stages.runtime import Paths, replacing, run_stage
+from loradag.config.schema import Adapter, Evaluate, Export, Merge, Model, Prepare, Quantize, Train
+from loradag.runtime import Paths, replacing, run_stage
 
 STAGES = ("fetch", "prepare", "quantize", "train", "evaluate", "merge", "export")
 
@@ -26,18 +26,18 @@ def report(
     seed: int,
     train: Train,
 ) -> None:
-    from stages.pages.page import report_page
-    from stages.pages.results import note
-    from stages.pages.terminal import print_summary
-    from stages.tracking.provenance import (
+    from loradag.reporting.results import note
+    from loradag.reporting.run_page import report_page
+    from loradag.reporting.terminal import print_summary
+    from loradag.tracking.flattening import flat_params, read_curves, run_name, sized
+    from loradag.tracking.provenance import (
         changed_params,
         mark_published,
         source_tags,
         stage_tags,
         stages_ran,
     )
-    from stages.tracking.publish import publish
-    from stages.tracking.records import flat_params, read_curves, run_name, sized
+    from loradag.tracking.publish import publish
 
     params = {
         "model": asdict(model),

@@ -17,14 +17,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import conf  # noqa: F401  # registers the schema
-from conf.compose import plain, write_params
-from conf.schema import LoradagError, validate
-from stages.sweeps.lifecycle import concluding
+from loradag.config.composition import plain, write_params
+from loradag.config.schema import LoradagError, validate
+from loradag.sweeps.lifecycle import concluding
 
 
 @hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")
 def sweep(config: DictConfig) -> float | tuple[float, float] | None:
-    from stages.sweeps.job import run_job
+    from loradag.sweeps.job import run_job
 
     settings = HydraConfig.get()
     config.checked = True  # `validate` does it, in its own words

@@ -10,23 +10,23 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from conf.schema import Adapter, Train, method_name
-from stages.runtime import Paths, compute_dtype, device, peak_memory_bytes, replacing, run_stage
+from loradag.config.schema import Adapter, Train, method_name
+from loradag.runtime import Paths, compute_dtype, device, peak_memory_bytes, replacing, run_stage
 
 
 def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> dict[str, Any]:
-    from stages.models.loading import load_tokenizer
-    from stages.text.contract import hold, read_contract
-    from stages.text.rows import read_rows
-    from stages.tracking.live import live_callback
-    from stages.training.checkpoints import inputs_key, last_checkpoint
-    from stages.training.curve import final_loss, write_curve
-    from stages.training.method import (
+    from loradag.data.rows import read_rows
+    from loradag.data.token_contract import hold, read_contract
+    from loradag.models.loading import load_tokenizer
+    from loradag.tracking.live import live_callback
+    from loradag.training.curve import final_loss, write_curve
+    from loradag.training.method import (
         count_parameters,
         load_trainable,
         save_trained,
     )
-    from stages.training.trainer import make_trainer
+    from loradag.training.resume import inputs_key, last_checkpoint
+    from loradag.training.trainer import make_trainer
 
     tokenizer = load_tokenizer(paths.base)
     hold(tokenizer, read_contract(paths.contract))

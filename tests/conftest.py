@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from conf.compose import compose, plain, write_params
-from conf.schema import Config, Runtime, validate
-from stages.runtime import Paths
-from stages.runtime.device import configure
-from stages.runtime.stage import sections
+from loradag.config.composition import compose, plain, write_params
+from loradag.config.schema import Config, Runtime, validate
+from loradag.runtime import Paths
+from loradag.runtime.device import configure
+from loradag.runtime.stage import sections
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,7 +46,7 @@ def _apart(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base as `fetch` writes it: random weights, a real tokenizer."""
-    from stages.models.sources import bring
+    from loradag.models.base import bring
 
     folder = tmp_path_factory.mktemp("tiny") / "base"
     bring(smoke_config().model, folder)

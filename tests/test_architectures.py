@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from conf.schema import Config
-from stages.runtime import Paths
+from loradag.config.schema import Config
+from loradag.runtime import Paths
 from tests.conftest import run_stages, smoke_config
 from tests.sentencepiece_model import save_model
 

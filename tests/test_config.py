@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from conf.compose import compose, plain
-from conf.schema import ConfigError, LoradagError, load_config, validate
+from loradag.config.composition import compose, plain
+from loradag.config.schema import ConfigError, LoradagError, load_config, validate
 from tests.conftest import ROOT
 
 GROUPS = ("model", "prepare", "quantize", "adapter", "train", "evaluate", "merge", "export")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from conf.schema import Config
+from loradag.config.schema import Config
 from tests.conftest import ROOT
 
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]

@@ -5,11 +5,11 @@ import io
 import pytest
 import torch
 
-from conf.schema import LoradagError
+from loradag.config.schema import LoradagError
+from loradag.evaluation.samples import greedy
+from loradag.models.loading import load_quantized, load_tokenizer, load_tuned
+from loradag.runtime import Paths
 from stages.generate import Generate, generate, read_options
-from stages.metrics.samples import greedy
-from stages.models.loading import load_quantized, load_tokenizer, load_tuned
-from stages.runtime import Paths
 
 
 def test_it_goes_on_from_the_prompt_in_the_training_template(trained, capsys) -> None:

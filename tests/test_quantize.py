@@ -1,7 +1,7 @@
 import pytest
 
-from conf.schema import ConfigError
-from stages.models.loading import is_quantized
+from loradag.config.schema import ConfigError
+from loradag.models.loading import is_quantized
 from stages.quantize import quantize
 from tests.conftest import smoke_config
 

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import yaml
 
-from conf.compose import compose
+from loradag.config.composition import compose
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from stages.runtime import Paths
-from stages.runtime.stage import mark_ran
-from stages.tracking.store import open_store
+from loradag.runtime import Paths
+from loradag.runtime.stage import mark_ran
+from loradag.tracking.store import open_store
 from tests.conftest import ROOT
-from tests.pages.example import write_project
+from tests.reporting.example import write_project
 
 # As `python -m stages.report`, and then what it imported.
 STAGE = """

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from conf.schema import LoradagError
-from stages.merging.streaming import merge_streaming
+from loradag.config.schema import LoradagError
+from loradag.merging.streaming import merge_streaming
 from tests.merging.conftest import ARCHITECTURES
 
 TOKENS = torch.arange(24).reshape(2, 12) * 5

@@ -1,9 +1,9 @@
 """The embedded model's tokenizer against llama.cpp, which reads the same file."""
 
-from stages.formats.runtimes import find_in_llamacpp, in_fresh_process
-from stages.formats.trial import Trial
-from stages.models.sources import packaged_gguf, read_gguf_tokenizer
-from stages.text.sources import read_source
+from loradag.data.sources import read_source
+from loradag.export.measurement import Trial
+from loradag.export.runtimes import find_in_llamacpp, in_fresh_process
+from loradag.models.base import packaged_gguf, read_gguf_tokenizer
 from tests.conftest import smoke_config
 
 HARD = ["a  2024", "3.14159 and 1,000,000", "  leading", "tabs\t\tand\n\n\nlines", "naïve 東京 🙂",

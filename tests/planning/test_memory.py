@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from conf.compose import compose, plain, write_params
-from conf.schema import Config
-from stages.planning.memory import (
+from loradag.config.composition import compose, plain, write_params
+from loradag.config.schema import Config
+from loradag.planning.memory import (
     dtype_bytes,
     longest_drawn,
     merge_bytes,
     stored_bytes,
     train_bytes,
 )
-from stages.planning.parameters import model_shape
-from stages.runtime import Paths
+from loradag.planning.parameters import model_shape
+from loradag.runtime import Paths
 
 ROOT = Path(__file__).parents[2]
 MIDDLE = [
@@ -33,7 +33,7 @@ MIDDLE = [
 
 MEASURED = """
 import atexit, runpy, sys
-from stages.runtime import peak_rss_bytes
+from loradag.runtime import peak_rss_bytes
 atexit.register(lambda: print(peak_rss_bytes()))
 runpy.run_module(sys.argv[1], run_name="__main__")
 """

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from conf.compose import compose, plain
-from conf.schema import Adapter
-from stages.adapters.lora import lora_config
-from stages.planning.parameters import model_shape, total_parameters, trainable_parameters
+from loradag.config.composition import compose, plain
+from loradag.config.schema import Adapter
+from loradag.planning.parameters import model_shape, total_parameters, trainable_parameters
+from loradag.training.lora import lora_config
 
 SIZES = {
     "vocab_size": 128, "hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 3,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from conf.compose import compose, plain, write_params
-from stages.planning.pipeline import Fate, Pipeline
+from loradag.config.composition import compose, plain, write_params
+from loradag.planning.pipeline import Fate, Pipeline
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,7 +46,7 @@ def test_keys_and_hashes_are_dvcs(
         }
         assert {dep: pipeline._hash(dep, {}) for dep in stage.deps} == hashes
         if stage.cacheable:
-            from stages.planning.pipeline import run_cache_key
+            from loradag.planning.pipeline import run_cache_key
 
             ours = run_cache_key(stage, [hashes[dep] for dep in stage.deps], params)
             assert ours == _get_stage_hash(theirs), stage.name

@@ -2,7 +2,9 @@ import random
 
 import pytest
 
-from stages.sweeps.comparison import (
+from loradag.reporting.sweep_figures import figures
+from loradag.reporting.sweep_page import sweep_page
+from loradag.sweeps.comparison import (
     bring_home,
     pareto,
     settings,
@@ -11,9 +13,7 @@ from stages.sweeps.comparison import (
     winner,
     within_noise,
 )
-from stages.sweeps.figures import figures
-from stages.sweeps.page import sweep_page
-from stages.sweeps.records import JobRecord
+from loradag.sweeps.job_records import JobRecord
 
 
 def job(number: int, perplexity: float | None, **swept: str) -> JobRecord:

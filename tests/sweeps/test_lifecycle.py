@@ -2,8 +2,8 @@ import os
 
 import pytest
 
-from stages.sweeps.jobs import composer
-from stages.sweeps.lifecycle import _key, _threads
+from loradag.sweeps.grid import composer
+from loradag.sweeps.lifecycle import _key, _threads
 
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"]
 

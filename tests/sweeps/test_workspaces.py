@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from conf.compose import compose, plain
-from conf.schema import LoradagError, load_config
-from stages.sweeps.workspaces import cache_folder, make_workspace, take_snapshot
+from loradag.config.composition import compose, plain
+from loradag.config.schema import LoradagError, load_config
+from loradag.sweeps.workspaces import cache_folder, make_workspace, take_snapshot
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from stages.runtime import Paths
-from stages.tracking.store import open_store
-from tests.pages.example import write_project
+from loradag.runtime import Paths
+from loradag.tracking.store import open_store
+from tests.reporting.example import write_project
 
 
 @pytest.fixture(scope="session")

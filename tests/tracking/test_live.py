@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from stages.runtime import Paths
-from stages.tracking.live import close_run, live_callback, open_run
-from stages.tracking.store import create_run, open_store
+from loradag.runtime import Paths
+from loradag.tracking.live import close_run, live_callback, open_run
+from loradag.tracking.store import create_run, open_store
 
 
 class Line(torch.nn.Module):

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
-from stages.runtime import LoradagError, Paths, write_json
-from stages.runtime.stage import mark_ran
-from stages.tracking.live import log_points, open_run
-from stages.tracking.provenance import (
+from loradag.runtime import LoradagError, Paths, write_json
+from loradag.runtime.stage import mark_ran
+from loradag.tracking.flattening import flat_metrics, flat_params, read_curves, run_name, sized
+from loradag.tracking.live import log_points, open_run
+from loradag.tracking.provenance import (
     changed_params,
     lock_hash,
     mark_published,
@@ -15,10 +16,9 @@ from stages.tracking.provenance import (
     stage_tags,
     stages_ran,
 )
-from stages.tracking.publish import publish
-from stages.tracking.records import flat_metrics, flat_params, read_curves, run_name, sized
-from stages.tracking.store import create_run, open_store
-from tests.pages.example import params, reports
+from loradag.tracking.publish import publish
+from loradag.tracking.store import create_run, open_store
+from tests.reporting.example import params, reports
 
 RAN = {"fetch": False, "train": True}
 

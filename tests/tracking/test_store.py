@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.runtime import Paths
-from stages.tracking.store import create_run, open_store, reason, shown_uri, store_uri
+from loradag.runtime import Paths
+from loradag.tracking.store import create_run, open_store, reason, shown_uri, store_uri
 
 
 def test_the_default_store_lies_in_the_root_with_its_files_beside_it(paths: Paths) -> None:

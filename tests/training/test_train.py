@@ -14,15 +14,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conf.compose import compose, write_params
-from conf.schema import LoradagError
-from stages.models.loading import load_base, load_quantized, load_tokenizer, load_tuned
-from stages.models.sources import sha256
-from stages.text.rows import read_rows, write_rows
+from loradag.config.composition import compose, write_params
+from loradag.config.schema import LoradagError
+from loradag.data.rows import read_rows, write_rows
+from loradag.models.base import sha256
+from loradag.models.loading import load_base, load_quantized, load_tokenizer, load_tuned
+from loradag.training.guards import IGNORED, check_labels
+from loradag.training.resume import last_checkpoint
+from loradag.training.trainer import labelled
 from stages.train import train
-from stages.training.checkpoints import last_checkpoint
-from stages.training.guards import IGNORED, check_labels
-from stages.training.trainer import labelled
 from tests.conftest import ROOT, run_stages
 
 

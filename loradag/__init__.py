@@ -1,0 +1,1 @@
+"""LLM fine-tuning as a DAG of cached, comparable stages: the library under the stage scripts."""

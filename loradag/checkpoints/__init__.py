@@ -1,0 +1,1 @@
+"""Model folders: safetensors files read and written a tensor at a time."""

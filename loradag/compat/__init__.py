@@ -1,0 +1,1 @@
+"""What is private to a dependency, a module for each dependency."""

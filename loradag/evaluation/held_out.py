@@ -1,0 +1,43 @@
+"""Every model of a run, measured on the same held-out rows in the same way."""
+
+import math
+from typing import Any
+
+from loradag.config.schema import Evaluate
+from loradag.data.rows import Row
+from loradag.evaluation.perplexity import score
+from loradag.evaluation.samples import greedy
+
+
+class HeldOut:
+    """The held-out rows, and how they are measured."""
+
+    def __init__(self, tokenizer: Any, rows: list[Row], evaluate: Evaluate) -> None:
+        self.tokenizer = tokenizer
+        self.rows = rows
+        self.evaluate = evaluate
+        self.prompts = [row.prompt for row in rows[: evaluate.samples]]
+
+    def measure(self, model: Any) -> dict[str, Any]:
+        """Perplexity, NLL (nats a token), bits a UTF-8 byte, and the tokens scored."""
+        whole = self.evaluate.loss == "full"
+        scored = score(
+            model,
+            [row.input_ids for row in self.rows],
+            None if whole else [row.completion_mask for row in self.rows],
+            window=self.evaluate.window,
+            stride=self.evaluate.stride,
+            batch_tokens=self.evaluate.batch_tokens,
+        )
+        texts = [row.text if whole else row.text[len(row.prompt) :] for row in self.rows]
+        utf8_bytes = sum(len(text.encode()) for text in texts)
+        return {
+            "perplexity": scored.perplexity,
+            "nll": scored.nll,
+            "bits_per_byte": scored.nll_sum / math.log(2) / utf8_bytes,
+            "tokens": scored.tokens,
+        }
+
+    def sample(self, model: Any) -> list[str]:
+        """Greedy continuations of the first rows' prompts."""
+        return greedy(model, self.tokenizer, self.prompts, self.evaluate.max_new_tokens)

@@ -1,0 +1,148 @@
+"""Whether two models compute the same: logits, KL, perplexity, greedy text.
+
+One model is in memory at a time: the first one's logits lie on disk, a file a sequence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loradag.evaluation.samples import greedy_ids
+
+if TYPE_CHECKING:
+    import torch
+
+LONGEST = 512  # tokens of a sequence that are compared
+LOGITS = "logits"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What models are compared on, as token ids.
+
+    Attributes:
+        rows: held-out rows: logits and perplexity.
+        texts: other texts: logits only.
+        prompts: what greedy text goes on from.
+        max_new_tokens: of each greedy text.
+    """
+
+    rows: list[list[int]]
+    texts: list[list[int]]
+    prompts: list[list[int]]
+    max_new_tokens: int
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        return [ids[:LONGEST] for ids in self.rows + self.texts]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the model after is from the model before.
+
+    Attributes:
+        max_abs_logit_diff: over all tokens and the whole vocabulary.
+        mean_abs_logit_diff: the same, mean.
+        mean_kl: KL(before || after) of the next token's distribution, nats, mean over tokens.
+        top_match: fraction of tokens after which both expect the same one most.
+        perplexity_before: exp(sum of NLL / tokens) over the rows.
+        perplexity_after: the same.
+        greedy_match: length of the greedy text up to the first difference, as a fraction, mean
+            over prompts.
+    """
+
+    max_abs_logit_diff: float
+    mean_abs_logit_diff: float
+    mean_kl: float
+    top_match: float
+    perplexity_before: float
+    perplexity_after: float
+    greedy_match: float
+
+    @property
+    def perplexity_rise(self) -> float:
+        return self.perplexity_after / self.perplexity_before - 1
+
+
+def record(model: Any, probe: Probe, folder: Path) -> list[list[int]]:
+    """Keep the logits of `model` in `folder`; return its greedy texts."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    for at, logits in enumerate(_logits(model, probe)):
+        save_file({LOGITS: logits}, folder / f"{at}.safetensors")
+    return _greedy(model, probe)
+
+
+def compare(model: Any, probe: Probe, folder: Path, said: list[list[int]]) -> Parity:
+    """The parity of `model` with the one that `record` has put into `folder`, and that has `said`.
+
+    Sums are taken in float64 of float32 logits.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    largest, difference, kl, top = 0.0, 0.0, 0.0, 0
+    values, positions, targets = 0, 0, 0
+    nll_before, nll_after = 0.0, 0.0
+    for at, (ids, after) in enumerate(zip(probe.sequences, _logits(model, probe), strict=True)):
+        before = load_file(folder / f"{at}.safetensors")[LOGITS]
+        gap = (after - before).abs()
+        largest = max(largest, float(gap.max()))
+        difference += float(gap.sum(dtype=torch.float64))
+        values += gap.numel()
+        top += int((before.argmax(-1) == after.argmax(-1)).sum())
+        before, after = before.log_softmax(-1), after.log_softmax(-1)
+        kl += float((before.exp() * (before - after)).sum(dtype=torch.float64))
+        positions += len(ids)
+        if at < len(probe.rows):
+            nll_before += _nll(before, ids)
+            nll_after += _nll(after, ids)
+            targets += len(ids) - 1
+    return Parity(
+        max_abs_logit_diff=largest,
+        mean_abs_logit_diff=difference / values,
+        mean_kl=kl / positions,
+        top_match=top / positions,
+        perplexity_before=math.exp(nll_before / targets),
+        perplexity_after=math.exp(nll_after / targets),
+        greedy_match=greedy_match(said, _greedy(model, probe)),
+    )
+
+
+def greedy_match(before: list[list[int]], after: list[list[int]]) -> float:
+    """Length of the common start over the longer one's length, mean over pairs."""
+    fractions = []
+    for one, other in zip(before, after, strict=True):
+        longer, shorter = max(len(one), len(other)), min(len(one), len(other))
+        common = next((at for at in range(shorter) if one[at] != other[at]), shorter)
+        fractions.append(common / longer if longer else 1.0)
+    return sum(fractions) / len(fractions) if fractions else 1.0
+
+
+def _logits(model: Any, probe: Probe) -> Iterator[torch.Tensor]:
+    """(tokens, vocabulary) in float32 on the CPU, of each sequence by itself: no padding."""
+    import torch
+
+    for ids in probe.sequences:
+        with torch.inference_mode():
+            yield model(torch.tensor([ids], device=model.device)).logits[0].float().cpu()
+
+
+def _nll(log_probabilities: torch.Tensor, ids: list[int]) -> float:
+    import torch
+
+    return float(
+        torch.nn.functional.nll_loss(
+            log_probabilities[:-1].double(), torch.tensor(ids[1:]), reduction="sum"
+        )
+    )
+
+
+def _greedy(model: Any, probe: Probe) -> list[list[int]]:
+    return [greedy_ids(model, ids, probe.max_new_tokens) for ids in probe.prompts]

@@ -1,0 +1,56 @@
+"""Formats that are folders: safetensors for transformers and vLLM, the adapter for peft."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from loradag.checkpoints.streaming_writer import INDEX, SINGLE, ShardWriter, entries, stream
+from loradag.models.base import PATTERNS
+
+WEIGHTS = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def write_safetensors(merged: Path, folder: Path, max_shard_size: str) -> None:
+    """The merged model in shards of at most `max_shard_size`, a tensor in memory at a time."""
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    folder.mkdir(parents=True)
+    copy_all_but_weights(merged, folder)
+    stored = entries(merged)
+    split = split_state_dict_into_shards_factory(
+        stored,
+        get_storage_size=lambda entry: entry.bytes,
+        filename_pattern=SINGLE.replace(".", "{suffix}.", 1),
+        max_shard_size=max_shard_size,
+    )
+    layout = {
+        name: dataclasses.replace(entry, file=split.tensor_to_filename[name])
+        for name, entry in stored.items()
+    }
+    with ShardWriter(folder, layout) as writer:
+        for name, tensor in stream(merged):
+            writer.write(name, tensor)
+
+
+def write_adapter(adapter: Path, merged: Path, folder: Path, pin: dict[str, Any]) -> None:
+    """peft's adapter with the base that it stands on, and the tokenizer it was trained with."""
+    folder.mkdir(parents=True)
+    for name in WEIGHTS:
+        shutil.copyfile(adapter / name, folder / name)
+    for file in sorted(merged.glob("*token*")) + sorted(merged.glob("*.jinja")):
+        shutil.copyfile(file, folder / file.name)
+    path = folder / WEIGHTS[0]
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["revision"] = pin["revision"]
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def copy_all_but_weights(source: Path, folder: Path) -> None:
+    for pattern in PATTERNS:
+        for file in sorted(source.glob(pattern)):
+            if file.suffix != ".safetensors" and file.name != INDEX:
+                shutil.copyfile(file, folder / file.name)

@@ -1,0 +1,86 @@
+"""Every wanted format, written, proven and described."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from loradag.config.schema import Export
+from loradag.data.templates import render_prompt
+from loradag.data.token_contract import read_contract
+from loradag.export.card import Origin, write_card
+from loradag.export.export_verification import GGUF
+from loradag.export.folders import write_adapter, write_safetensors
+from loradag.export.gguf_format import write_gguf
+from loradag.export.modelfile import write_modelfile
+from loradag.models.base import PIN, sha256
+from loradag.models.loading import load_tokenizer
+from loradag.runtime import Paths
+
+
+def listed(options: str | list[str]) -> list[str]:
+    return [options] if isinstance(options, str) else list(dict.fromkeys(options))
+
+
+def read_pin(base: Path) -> dict[str, Any]:
+    pin: dict[str, Any] = json.loads((base / PIN).read_text(encoding="utf-8"))
+    return pin
+
+
+def write_formats(
+    paths: Paths, folder: Path, export: Export, origin: Origin
+) -> tuple[dict[str, Path], dict[str, dict[str, str]]]:
+    """Fill `folder`, a folder a format; return what runtimes load, and what fell back, by format.
+
+    GGUF has a format a type.
+    """
+    exported: dict[str, Path] = {}
+    fallbacks: dict[str, dict[str, str]] = {}
+    for kind in listed(export.formats):
+        place = folder / kind
+        if kind == "safetensors":
+            write_safetensors(paths.merged, place, export.max_shard_size)
+            exported[kind] = place
+        elif kind == "adapter":
+            write_adapter(paths.adapter, paths.merged, place, origin.base)
+            exported[kind] = place
+        else:
+            place.mkdir(parents=True)
+            files = {type: place / f"{origin.name}-{type}.gguf" for type in listed(export.type)}
+            for type, file in files.items():
+                fallbacks[GGUF + type] = write_gguf(paths.merged, file, type, origin.name)
+                exported[GGUF + type] = file
+            write_modelfile(
+                place / "Modelfile",
+                [file.name for file in files.values()],
+                load_tokenizer(paths.merged),
+                read_contract(paths.contract),
+            )
+    return exported, fallbacks
+
+
+def describe(
+    paths: Paths, folder: Path, export: Export, origin: Origin, numbers: dict[str, Any]
+) -> None:
+    """A model card in each format's folder."""
+    template = read_contract(paths.contract).template
+    prompt = render_prompt(template, "…", load_tokenizer(paths.merged))
+    for kind in listed(export.formats):
+        files = sorted(file.name for file in (folder / kind).glob("*.gguf"))
+        of_kind = {name: found for name, found in numbers.items() if name.startswith(kind)}
+        write_card(folder / kind / "README.md", kind, [*files, ""], prompt, origin, of_kind)
+
+
+def list_files(folder: Path) -> list[dict[str, Any]]:
+    """Every exported file: format, path below the export's folder, bytes, sha256."""
+    return [
+        {
+            "format": file.relative_to(folder).parts[0],
+            "path": file.relative_to(folder).as_posix(),
+            "bytes": file.stat().st_size,
+            "sha256": sha256(file),
+        }
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    ]

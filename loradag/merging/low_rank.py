@@ -1,0 +1,123 @@
+"""A peft adapter as what it does to each weight of its base."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loradag.config.schema import LoradagError
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+PARTS = ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B",
+         "lora_magnitude_vector")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The parts of ΔW = scale·B·A of one module, by peft's names, and its scale."""
+
+    scale: float
+    parts: Mapping[str, torch.Tensor]
+
+    def apply(self, weight: torch.Tensor, fan_in_fan_out: bool) -> torch.Tensor:
+        """The merged weight, in float32.
+
+        LoRA (arXiv:2106.09685): W' = W + scale·B·A, with B (out, r), A (r, in), W (out, in).
+        DoRA (arXiv:2402.09353): W' = m · V / ‖V‖ by output row, with V = W + scale·B·A.
+        Embeddings are stored (tokens, width) = (in, out), and so are the weights of GPT-2's
+        Conv1D (`fan_in_fan_out`): there ΔW is transposed. The order of operations is peft's, so
+        in float32 the result is peft's, bit for bit. Memory: a float32 matrix of W's
+        size, two where transposed.
+        """
+        import torch
+
+        embedding = "lora_embedding_A" in self.parts
+        names = PARTS[2:4] if embedding else PARTS[:2]
+        a, b = (self.parts[name].float() for name in names)
+        transposed = embedding or fan_in_fan_out
+        delta: torch.Tensor = (b @ a).mul_(self.scale)
+        merged = delta.T.contiguous() if transposed else delta
+        if merged.shape != weight.shape:
+            raise LoradagError(
+                f"its update has shape {tuple(merged.shape)}, the weight {tuple(weight.shape)}."
+            )
+        merged += weight
+        magnitude = self.parts.get("lora_magnitude_vector")
+        if magnitude is None:
+            return merged
+        norm: torch.Tensor = torch.linalg.norm(merged.T if transposed else merged, dim=1)
+        factor = magnitude.float() / norm
+        merged *= factor.view(1, -1) if transposed else factor.view(-1, 1)
+        return merged
+
+
+@dataclass(frozen=True)
+class Updates:
+    """Of a whole adapter: low-rank updates by module, and tensors that were trained whole."""
+
+    low_rank: dict[str, LowRank] = field(default_factory=dict)
+    whole: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> set[str]:
+        return {f"{module}.weight" for module in self.low_rank} | set(self.whole)
+
+
+def read_adapter(folder: Path) -> Updates:
+    """Every update of the adapter; none is passed over in silence.
+
+    Whole tensors are biases, `modules_to_save`, and embeddings that peft stores beside their
+    update.
+
+    Raises:
+        LoradagError: the adapter holds what a merge does not know.
+    """
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if str(config["init_lora_weights"]).startswith(("pissa", "corda", "olora")):
+        raise LoradagError(
+            f"{folder}: stands on a residual of the base, not on the base. Save it with "
+            "peft's path_initial_model_for_weight_conversion."
+        )
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    whole = {}
+    unknown = []
+    for key, tensor in sorted(load_file(folder / WEIGHTS).items()):
+        name = key.removeprefix(PREFIX)
+        part = next((part for part in PARTS if name.endswith(f".{part}")), None)
+        if part:
+            parts.setdefault(name.removesuffix(f".{part}"), {})[part] = tensor
+        elif "lora_" in name or "token_adapter" in name:
+            unknown.append(key)
+        else:
+            whole[name.replace(".base_layer.", ".")] = tensor
+    if unknown:
+        raise LoradagError(f"{folder}: no merge is known for {', '.join(unknown[:3])}.")
+    low_rank = {module: LowRank(_scale(config, module), found) for module, found in parts.items()}
+    return Updates(low_rank, whole)
+
+
+def _scale(config: dict[str, Any], module: str) -> float:
+    """alpha/r, or alpha/sqrt(r) for rsLoRA (arXiv:2312.03732), by module where patterns say so."""
+
+    def pick(name: str, default: Any) -> Any:
+        if not config.get(name):
+            return default
+        from peft.utils.other import get_pattern_key
+
+        patterns = config[name]
+        return patterns.get(get_pattern_key(patterns.keys(), module), default)
+
+    r = pick("rank_pattern", config["r"])
+    alpha = pick("alpha_pattern", config["lora_alpha"])
+    return float(alpha / math.sqrt(r) if config.get("use_rslora") else alpha / r)

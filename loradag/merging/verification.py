@@ -1,0 +1,171 @@
+"""The proof that a merged model computes what was trained.
+
+Two comparisons, since two things can go wrong:
+
+- with the model as trained (quantized base, adapter beside it). `merge.base=original` adds to W an
+  update that was trained against dequant(quant(W)), so there they differ by the quantisation's
+  error; `merge.tolerance.kl` and `.perplexity` bound it.
+- with the very weights that were merged into, and peft's adapter beside them: there only the
+  rounding to the merged dtype may differ. `merge.tolerance.rounding` bounds that over the whole
+  model, and a bound from the dtype over every adapted layer by itself.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loradag.checkpoints.streaming_writer import DTYPES, FLOATS, entries
+from loradag.config.schema import LoradagError, Merge, Tolerance
+from loradag.data.rows import read_rows
+from loradag.data.templates import encode_prompt
+from loradag.data.token_contract import hold, read_contract
+from loradag.evaluation.parity import Parity, Probe, compare, record
+from loradag.merging.layers import largest_error, layer_outputs, rounding_bound
+from loradag.merging.merged_model import float_weights
+from loradag.models.loading import (
+    is_adapter,
+    is_quantized,
+    load_base,
+    load_model,
+    load_quantized,
+    load_tokenizer,
+    load_tuned,
+)
+from loradag.runtime import Paths, compute_dtype
+
+if TYPE_CHECKING:
+    import torch
+
+ROUNDING_ROWS = 4  # wrong arithmetic shows on every token
+PROMPTS = 4  # of rows, for greedy text
+
+
+def hold_parity(paths: Paths, merged: Path, merge: Merge) -> dict[str, Any]:
+    """Hold the model in the folder `merged` to the trained one; return the report's numbers.
+
+    Raises:
+        LoradagError: past a tolerance, or the tokenizer breaks the token contract.
+    """
+    contract = read_contract(paths.contract)
+    tokenizer = load_tokenizer(merged)
+    hold(tokenizer, contract)
+    rows = read_rows(paths.prepared / "eval.parquet")[: merge.rows]
+    texts = [golden.ids for golden in contract.golden if golden.ids]
+    prompts = [encode_prompt(row.prompt, tokenizer) for row in rows[:PROMPTS]]
+    ids = [row.input_ids for row in rows]
+    probe = Probe(ids, texts, texts + prompts, merge.max_new_tokens)
+    brief = Probe(ids[:ROUNDING_ROWS], texts, [], 0)
+    dtype = compute_dtype("auto")
+
+    paths.state.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=paths.state, prefix="parity-") as scratch:
+        trained, beside = Path(scratch) / "trained", Path(scratch) / "beside"
+        model = load_tuned(paths, load_quantized(paths, dtype))
+        said = record(model, probe, trained)
+        outputs = {}
+        if is_adapter(paths):
+            if is_quantized(paths):
+                del model  # before the next is loaded
+                model = _beside(paths, merge.base, dtype)
+            record(model, brief, beside)
+            outputs = layer_outputs(model)
+        del model
+        model = load_model(merged, dtype)
+        parity = compare(model, probe, trained, said)
+        report = asdict(parity)
+        checks = _checks(parity, merge.tolerance)
+        if outputs:
+            exact = compare(model, brief, beside, [])
+            name, error = largest_error(model, outputs)
+            bound = rounding_bound(_stored_dtypes(merged), dtype)
+            checks = _exact_checks(exact, merge.tolerance, name, error, bound) + checks
+            report |= {"rounding_kl": exact.mean_kl, "largest_layer_error": error}
+    _hold(checks, parity, merge)
+    return {**report, "passed": True}
+
+
+def _beside(paths: Paths, base: str, dtype: torch.dtype) -> Any:
+    """The weights that were merged into, with peft's adapter beside them."""
+    import torch
+
+    model = load_base(paths, dtype)
+    weights = float_weights(paths, base)
+    if weights is not None:
+        with torch.no_grad():
+            for name, weight in weights:
+                model.get_parameter(name).copy_(weight)
+    return load_tuned(paths, model)
+
+
+def _stored_dtypes(folder: Path) -> list[torch.dtype]:
+    import torch
+
+    stored = {entry.dtype for entry in entries(folder).values()} & set(FLOATS)
+    return [getattr(torch, DTYPES[name][0]) for name in sorted(stored)]
+
+
+@dataclass(frozen=True)
+class Check:
+    """An amount, the most that it may be, and what to do past that."""
+
+    what: str
+    value: float
+    limit: str
+    at_most: float
+    remedy: str
+
+
+def _exact_checks(
+    exact: Parity, tolerance: Tolerance, layer: str, error: float, bound: float
+) -> list[Check]:
+    remedy = "The merge does not compute W + scale·B·A: please report it."
+    return [
+        Check(f"relative error of {layer}", error, "what rounding explains", bound, remedy),
+        Check(
+            "mean KL to the same base with the adapter beside it",
+            exact.mean_kl,
+            "merge.tolerance.rounding",
+            tolerance.rounding,
+            "Set merge.dtype=float32, or raise the tolerance.",
+        ),
+    ]
+
+
+def _checks(parity: Parity, tolerance: Tolerance) -> list[Check]:
+    remedy = "Set merge.base=dequantized, or raise the tolerance."
+    return [
+        Check(
+            "mean KL to the model as trained",
+            parity.mean_kl,
+            "merge.tolerance.kl",
+            tolerance.kl,
+            remedy,
+        ),
+        Check(
+            "relative rise of perplexity",  # into a better base than training saw it falls
+            parity.perplexity_rise,
+            "merge.tolerance.perplexity",
+            tolerance.perplexity,
+            remedy,
+        ),
+    ]
+
+
+def _hold(checks: list[Check], parity: Parity, merge: Merge) -> None:
+    failed = [
+        f"  - {check.what} is {check.value:.3g}, over {check.limit} = {check.at_most:.3g}. "
+        f"{check.remedy}"
+        for check in checks
+        if not check.value <= check.at_most  # also where it is not a number
+    ]
+    if failed:
+        lines = "\n".join(failed)
+        raise LoradagError(
+            f"the merged model (merge.base = {merge.base}) is not the trained one:\n{lines}\n"
+            f"  perplexity {parity.perplexity_before:.4g} before, {parity.perplexity_after:.4g} "
+            f"after; largest logit difference {parity.max_abs_logit_diff:.3g}; greedy text agrees "
+            f"for {parity.greedy_match:.0%}"
+        )

@@ -1,0 +1,280 @@
+"""Where a base comes from. Each source fills a folder and returns its pin.
+
+A pinned folder holds tokenizer, configs and `pin.json`: `source`, `id`, `revision`, `path`,
+`license`, and of every weight file `bytes` and `sha256`. Weights themselves lie in the folder only
+where the source has no local copy of its own to read them from.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from loradag.config.schema import LoradagError, Model
+
+PIN = "pin.json"
+# All that a base is made of; never pickled weights.
+PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+# Not the folders that some repositories keep the same weights in once more.
+HUB_FILES: dict[str, Any] = {"allow_patterns": list(PATTERNS), "ignore_patterns": ["*/*"]}
+
+
+def bring(model: Model, folder: Path) -> dict[str, Any]:
+    """Fill `folder` from `model.source` and return the pin that was written there.
+
+    Raises:
+        LoradagError: the model is gated, missing, not in safetensors or not what
+            `model.config` and `model.context` say it is.
+    """
+    folder.mkdir(parents=True)
+    pin = {"source": model.source, "id": model.id, "path": model.path, "license": model.license}
+    pin |= {
+        "package": _from_package,
+        "hub": _from_hub,
+        "local": _from_folder,
+        "random": _from_config,
+    }[model.source](model, folder)
+    _mend_padding(model, folder)
+    _hold_to_config(model, folder)
+    (folder / PIN).write_text(json.dumps(pin, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return pin
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _pin_files(folder: Path) -> dict[str, Any]:
+    files = sorted(folder.glob("*.safetensors"))
+    return {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
+
+
+def _from_package(model: Model, folder: Path) -> dict[str, Any]:
+    """The embedded GGUF, dequantised once: loading it takes half a minute, safetensors a second."""
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    file = packaged_gguf(str(model.id))
+    tokenizer = read_gguf_tokenizer(file)
+    tokenizer.model_max_length = model.context
+    tokenizer.save_pretrained(folder)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        file.parent,
+        gguf_file=file.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float16,
+    )
+    loaded.save_pretrained(folder)
+    package = importlib.metadata.packages_distributions()[str(model.id)][0]
+    revision = f"{package}=={importlib.metadata.version(package)}"
+    return {"revision": revision, "weights": _pin_files(folder)}
+
+
+def packaged_gguf(package: str) -> Path:
+    """The one GGUF file that a Python package carries.
+
+    Raises:
+        LoradagError: there is no such package, or not one such file in it.
+    """
+    # find_spec: importing the package itself would want the server that it was made for.
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise LoradagError(
+            f"model.id = {package!r}: no such Python package here. `make setup` installs it."
+        )
+    files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    if len(files) != 1:
+        raise LoradagError(f"model.id = {package!r}: holds {len(files)} .gguf files, not one.")
+    return files[0]
+
+
+def read_gguf_tokenizer(file: Path) -> Any:
+    """The tokenizer in SmolLM2's GGUF.
+
+    It splits digits one by one; transformers does not know the rule by the name that the file
+    gives it, and would lose it.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+    )
+    return tokenizer
+
+
+def _from_hub(model: Model, folder: Path) -> dict[str, Any]:
+    """Weights stay in the hub's own cache; the folder pins them to a commit."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    repo, where = str(model.id), f"model.id = {model.id!r}"
+    try:
+        info = HfApi().model_info(repo, revision=model.revision, files_metadata=True)
+        snapshot = Path(snapshot_download(repo, revision=info.sha, **HUB_FILES))
+    except GatedRepoError as error:
+        raise LoradagError(
+            f"{where}: gated. Accept its licence on its hub page and set HF_TOKEN to a token of "
+            "that account."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise LoradagError(
+            f"model.revision = {model.revision!r}: not a branch, tag or commit of {repo}."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise LoradagError(
+            f"{where}: not on the hub, or private. Mind the spelling; for a private model set "
+            "HF_TOKEN."
+        ) from error
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        cause = "HF_TOKEN is not accepted" if status == 401 else f"the hub answered {status}"
+        raise LoradagError(f"{where}: {cause}. Mend HF_TOKEN, or try again later.") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise LoradagError(
+            f"{where}: the hub cannot be reached ({type(error).__name__}). Check the network, or "
+            "take model=smollm2_135m, which needs none, or model=local."
+        ) from error
+    _copy_all_but_weights(snapshot, folder)
+    weights = {
+        file.rfilename: {"bytes": file.size, "sha256": file.lfs.sha256}
+        for file in info.siblings or []
+        if file.rfilename.endswith(".safetensors") and "/" not in file.rfilename and file.lfs
+    }
+    return {"revision": info.sha, "weights": _need_weights(weights, where)}
+
+
+def _from_folder(model: Model, folder: Path) -> dict[str, Any]:
+    source = Path(str(model.path)).expanduser()
+    if not (source / "config.json").is_file():
+        raise LoradagError(
+            f"model.path = {model.path!r}: no config.json there. Name a folder that "
+            "`save_pretrained` wrote."
+        )
+    _copy_all_but_weights(source, folder)
+    weights = _need_weights(_pin_files(source), f"model.path = {model.path!r}")
+    digest = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
+    return {"revision": digest[:16], "weights": weights}
+
+
+def _from_config(model: Model, folder: Path) -> dict[str, Any]:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from loradag.models.random_tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer(model.config.get("vocab_size", 1024), str(model.pad_token))
+    tokenizer.model_max_length = model.context
+    tokenizer.save_pretrained(folder)
+    shape = {key: value for key, value in model.config.items() if key != "model_type"}
+    tokens = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        config = AutoConfig.for_model(model.config["model_type"], **(tokens | shape))
+        torch.manual_seed(model.seed)
+        loaded = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise LoradagError(f"model.config: transformers refuses it: {error}") from error
+    loaded.save_pretrained(folder)
+    return {"revision": f"seed-{model.seed}", "weights": _pin_files(folder)}
+
+
+def _copy_all_but_weights(source: Path, folder: Path) -> None:
+    for pattern in PATTERNS:
+        for file in sorted(source.glob(pattern)):
+            # A shard index names every tensor: it belongs to the weights.
+            if ".safetensors" not in file.name and file.name != PIN:
+                shutil.copyfile(file, folder / file.name)
+
+
+def _need_weights(weights: dict[str, Any], where: str) -> dict[str, Any]:
+    if not weights:
+        raise LoradagError(
+            f"{where}: has no .safetensors weights, and pickled ones are never loaded. Convert it "
+            "with `save_pretrained`."
+        )
+    return weights
+
+
+def _mend_padding(model: Model, folder: Path) -> None:
+    """Give the tokenizer a pad of its own: where pad is EOS, masking one masks the other."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if tokenizer.eos_token is None:
+        raise LoradagError("The tokenizer has no EOS token, so no text could ever end.")
+    if model.pad_token is None and tokenizer.pad_token not in (None, tokenizer.eos_token):
+        return
+    pad = model.pad_token or tokenizer.unk_token
+    if pad is None or pad == tokenizer.eos_token or pad not in tokenizer.get_vocab():
+        raise LoradagError(
+            f"model.pad_token = {model.pad_token!r}: the tokenizer's pad is its EOS "
+            f"({tokenizer.eos_token}), and this cannot take its place. Name another token of its "
+            "vocabulary that no text holds."
+        )
+    tokenizer.pad_token = pad
+    tokenizer.save_pretrained(folder)
+
+
+def _hold_to_config(model: Model, folder: Path) -> None:
+    from transformers import AutoConfig
+
+    actual = AutoConfig.from_pretrained(folder, local_files_only=True)
+    wrong = [
+        f"  - model.config.{key} = {value!r}, but the model has {getattr(actual, key, None)!r}"
+        for key, value in sorted(model.config.items())
+        if getattr(actual, key, None) != value
+    ]
+    longest = getattr(actual, "max_position_embeddings", None)
+    if model.context and longest and model.context > longest:
+        wrong.append(f"  - model.context = {model.context}, but the model has {longest}")
+    if wrong:
+        raise LoradagError("\n".join(["the model is not what its config says:", *wrong]))
+
+
+def weights_folder(base: Path) -> Path:
+    """The folder that holds the weights which `base` pins, checked against the pin.
+
+    Raises:
+        LoradagError: they are gone or have changed.
+    """
+    pin = json.loads((base / PIN).read_text(encoding="utf-8"))
+    if pin["source"] == "hub":
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        pinned = {"revision": pin["revision"], **HUB_FILES}
+        try:
+            return Path(snapshot_download(pin["id"], local_files_only=True, **pinned))
+        except LocalEntryNotFoundError:
+            return Path(snapshot_download(pin["id"], **pinned))
+    if pin["source"] != "local":
+        return base
+    folder = Path(pin["path"]).expanduser()
+    for name, file in pin["weights"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != file["bytes"] or (
+            sha256(path) != file["sha256"]
+        ):  # fmt: skip
+            raise LoradagError(
+                f"{path}: is not what was pinned. Restore it, or pin it anew with "
+                "`dvc repro --force fetch`."
+            )
+    return folder

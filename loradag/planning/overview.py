@@ -1,0 +1,163 @@
+"""The plan of a run or a sweep, put together and printed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+
+from loradag.config.schema import ConfigError, LoradagError
+from loradag.planning.memory import longest_drawn, merge_bytes, train_bytes
+from loradag.planning.parameters import Shape, model_shape, total_parameters, trainable_parameters
+from loradag.planning.pipeline import Fate, Pipeline, Planned
+from loradag.sweeps.grid import composer, expand, is_grid, sweep_overrides, swept_keys
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    swept: dict[str, str]
+    stages: list[Planned]
+    problems: tuple[Any, ...]  # of its config: then nothing of it runs
+    shape: Shape | None
+    trainable: int | None
+    total: int | None
+    train_bytes: int | None
+    merge_bytes: int | None
+    download_bytes: int | None  # of the base; None: nothing, or not known
+
+
+@dataclass(frozen=True)
+class Overview:
+    jobs: list[JobPlan]
+    keys: list[str]
+    trials: int | None  # of a sweeper that chooses its jobs itself
+
+
+def overview(overrides: list[str], several: bool, project: Path) -> Overview:
+    """The plan for `overrides`; `several`: as a multirun.
+
+    Raises:
+        LoradagError: an override that does not fit, or without `several` a rule that is broken.
+    """
+    from loradag.sweeps.workspaces import cache_folder
+
+    trials = None
+    with composer() as compose:
+        try:
+            if several:
+                master = compose.master(overrides)
+                keys = swept_keys(master)
+                if is_grid(master):
+                    jobs = expand(compose, master)
+                else:
+                    trials = int(master.hydra.sweeper.get("n_trials", 0))
+                    fixed = [o for o in sweep_overrides(master) if o.split("=")[0] not in keys]
+                    jobs, keys = [compose.job(fixed)], []
+            else:
+                keys, jobs = [], [compose.job(overrides)]
+        except HydraException as error:
+            causes = [str(error), str(error.__cause__ or "")]
+            raise LoradagError("\n".join(line for line in causes if line)) from error
+    if not several and jobs[0].problems:
+        raise ConfigError(list(jobs[0].problems), " ".join(overrides) or "the configuration")
+    pipeline = Pipeline(project, cache_folder(project))
+    plans = []
+    for job in jobs:
+        given = dict(o.lstrip("+").split("=", 1) for o in job.overrides if "=" in o)
+        swept = {key: given[key] for key in keys if key in given}
+        plans.append(_plan(pipeline, swept, job.params, job.problems))
+    return Overview(plans, keys, trials)
+
+
+def _plan(
+    pipeline: Pipeline, swept: dict[str, str], params: dict[str, Any], problems: tuple[Any, ...]
+) -> JobPlan:
+    if problems:
+        return JobPlan(swept, [], problems, None, None, None, None, None, None)
+    stages = pipeline.plan(params)
+    shape = model_shape(params["model"])
+    if shape is None:
+        return JobPlan(swept, stages, (), None, None, None, None, None, None)
+    fetched = any(stage.name == "fetch" and stage.fate is Fate.CACHED for stage in stages)
+    download = params["model"]["source"] == "hub" and not fetched
+    lengths = pipeline.token_lengths(stages)
+    longest = longest_drawn(lengths, params["train"]) if lengths else None
+    return JobPlan(
+        swept,
+        stages,
+        (),
+        shape,
+        trainable_parameters(shape, params["adapter"]),
+        total_parameters(shape, params["adapter"]),
+        train_bytes(shape, params, longest),
+        merge_bytes(shape, params, longest),
+        2 * shape.parameters if download else None,  # hubs store 16 bits
+    )
+
+
+def print_overview(plan: Overview) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from loradag.reporting.formatting import count, percent, size
+    from loradag.sweeps.comparison import short
+
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = max(console.width, 160)
+    several = len(plan.jobs) > 1
+    names = list(dict.fromkeys(stage.name for job in plan.jobs for stage in job.stages))
+    table = Table(*(["#"] if several else []), *short(plan.keys), *names, box=SIMPLE_HEAD)
+    for column in ("trained", "train takes", "merge takes"):
+        table.add_column(column, justify="right", no_wrap=True)
+    owners: dict[str, int] = {}  # the job that runs a stage, by key
+    for number, job in enumerate(plan.jobs):
+        row = [str(number)] if several else []
+        row += [job.swept.get(key, "") for key in plan.keys]
+        fates = {stage.name: _told(stage, owners, number) for stage in job.stages}
+        row += [fates.get(name, "[red]no[/red]") for name in names]
+        trained = ""
+        if job.trainable is not None and job.total is not None:
+            trained = f"{count(job.trainable)} ({percent(job.trainable / job.total)})"
+        memory = [size(b) if b is not None else "" for b in (job.train_bytes, job.merge_bytes)]
+        table.add_row(*row, trained, *memory)
+    console.print(table)
+    told = "run: it runs · cache: it comes from the cache"
+    console.print(f"[dim]{told}{' · #0: job 0 runs it' if several else ''}[/dim]")
+    for number, job in enumerate(plan.jobs):
+        for problem in job.problems:
+            console.print(f"#{number}: {problem}", markup=False)
+    if plan.trials is not None:
+        chosen = f"The sweeper chooses up to {plan.trials} jobs as results come in"
+        console.print(f"{chosen}; above: what is fixed.")
+    console.print(_summary(plan.jobs))
+    downloads = {job.shape: job.download_bytes for job in plan.jobs if job.download_bytes}
+    if downloads:
+        console.print(f"Downloads about {size(sum(downloads.values()))} of weights from the hub.")
+    if any(job.shape is None and not job.problems for job in plan.jobs):
+        console.print(
+            "Parameters and memory: no formula for this model, or its config is not told."
+        )
+
+
+def _told(stage: Planned, owners: dict[str, int], number: int) -> str:
+    if stage.fate is Fate.CACHED:
+        return "[dim]cache[/dim]"
+    if stage.fate is Fate.ALWAYS or owners.setdefault(stage.key, number) == number:
+        return "[bold]run[/bold]"
+    return f"[dim]#{owners[stage.key]}[/dim]"
+
+
+def _summary(jobs: list[JobPlan]) -> str:
+    """`10 stage runs of 16: ...`: equal inputs run once, `report` in every job."""
+    stages = [stage for job in jobs for stage in job.stages]
+    runs = {stage.key: stage.name for stage in stages if stage.fate is Fate.RUNS}
+    always = [stage.name for stage in stages if stage.fate is Fate.ALWAYS]
+    by_name = Counter([*runs.values(), *always])
+    told = ", ".join(f"{name} {times}" for name, times in by_name.items())
+    total = len(runs) + len(always)
+    return f"{total} stage runs of {len(stages)}" + (f": {told}." if told else ".")

@@ -1,0 +1,164 @@
+"""Uniform n-bit quantisation through torchao: ŵ = s·(q − z), in blocks that share s and z.
+
+symmetric:   s = max|w| / (2^(b−1) − 1),           z = 0,              q in ±(2^(b−1) − 1)
+  `minmax`:  s = (max w − min w) / (2^b − 1),      z = 0,              q in [−2^(b−1), 2^(b−1) − 1]
+asymmetric:  s = (max w − min w) / (2^b − 1),      z = −2^(b−1) − round(min w / s), same range;
+             min and max are taken with 0, so that 0 is represented exactly.
+
+q = round(w / s) + z, clamped. A block is the tensor, a channel (a row of the weight), or a group of
+`group_size` neighbours in a row. `minmax` does not reach max|w| and clips; it is there to compare.
+
+W8A8: weights as symmetric 8-bit; activations rounded to int8 as well, with scales from each token
+(dynamic) or from calibration (static), so that products are of integers.
+[Jacob et al., arXiv:1712.05877; SmoothQuant's folding of scales, arXiv:2211.10438]
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from loradag.config.schema import Quantize
+    from loradag.quantization.calibration import Activations
+
+
+def config(quantize: Quantize, skipped: list[str]) -> Any:
+    """What `config.json` says: codes lie in int8, also those of fewer bits."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    integer_activations = quantize.scheme in ("dynamic_w8a8", "static_w8a8")
+    kind = Int8DynamicActivationInt8WeightConfig if integer_activations else Int8WeightOnlyConfig
+    return TorchAoConfig(kind(), modules_to_not_convert=skipped)
+
+
+def choose_scales(
+    weight: torch.Tensor, block: tuple[int, int], quantize: Quantize
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales and zero points, float32 and int8, of shape (out / block[0], in / block[1])."""
+    import torch
+    from torchao.quantization import MappingType
+    from torchao.quantization.quant_primitives import choose_qparams_affine
+
+    lowest, highest = code_range(quantize)
+    scales, zero_points = choose_qparams_affine(
+        weight,
+        MappingType.SYMMETRIC if lowest == -highest else MappingType.ASYMMETRIC,
+        block,
+        torch.int8,
+        lowest,
+        highest,
+        scale_dtype=torch.float32,
+        zero_point_dtype=torch.int8,
+        keepdim=True,
+    )
+    return scales, zero_points if quantize.scheme == "asymmetric" else zero_points.zero_()
+
+
+def quantize_weight(weight: torch.Tensor, quantize: Quantize) -> Any:
+    """The torchao tensor that stands for a weight (out, in) in float32."""
+    import torch
+    from torchao.quantization import IntxUnpackedToInt8Tensor
+
+    block = block_of(weight, quantize)
+    scales, zero_points = choose_scales(weight, block, quantize)
+    return IntxUnpackedToInt8Tensor.from_hp(
+        weight,
+        block,
+        getattr(torch, f"int{bits(quantize)}"),
+        intx_choose_qparams_algorithm=None,
+        custom_scale=scales,
+        custom_zero_point=zero_points,
+    )
+
+
+def quantize_for_integers(
+    weight: torch.Tensor, quantize: Quantize, activations: Activations | None
+) -> Any:
+    """The torchao tensor of a weight (out, in) that multiplies int8 activations."""
+    from torchao.quantization import Int8Tensor, MappingType, PerRow, PerTensor
+    from torchao.quantization.quantize_.workflows import QuantizeTensorToInt8Kwargs
+
+    static = {}
+    if activations is not None:
+        static = activations.constants()
+        if activations.fold is not None:
+            weight = weight * activations.fold
+    asymmetric = activations is not None and activations.zero_point is not None
+    scales, _ = choose_scales(weight, block_of(weight, quantize), quantize)
+    return Int8Tensor.from_hp(
+        weight,
+        PerTensor() if quantize.granularity == "tensor" else PerRow(),
+        scale=scales,
+        act_quant_kwargs=QuantizeTensorToInt8Kwargs(
+            granularity=PerRow() if activations is None else PerTensor(),
+            mapping_type=MappingType.ASYMMETRIC if asymmetric else MappingType.SYMMETRIC,
+        ),
+        **static,
+    )
+
+
+def flatten(name: str, tensor: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """A torchao or plain tensor as what is saved of it: tensors, and metadata under its name."""
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+    stored, metadata = flatten_tensor_state_dict({name: tensor})
+    return stored, {name: metadata[name]}
+
+
+def decode(name: str, stored: dict[str, torch.Tensor], metadata: dict[str, str]) -> torch.Tensor:
+    """The float32 weight (out, in) that the saved tensors of `name` stand for."""
+    from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
+
+    described = {name: metadata[name], "tensor_names": json.dumps([name])}
+    quantized = unflatten_tensor_state_dict(stored, described)[0][name]
+    weight: torch.Tensor = quantized.dequantize().float()
+    fold = getattr(quantized, "act_pre_scale", None)
+    return weight if fold is None else weight * fold
+
+
+def levels(name: str, stored: dict[str, torch.Tensor], quantize: Quantize) -> torch.Tensor:
+    """What weights of the first block can become: s·(q − z) for every code q."""
+    import torch
+
+    part = f"{name.removesuffix('weight')}_weight_"
+    scale, zero_point = (
+        stored[f"{part}scale"].flatten()[0],
+        stored[f"{part}zero_point"].flatten()[0],
+    )
+    lowest, highest = code_range(quantize)
+    codes = torch.arange(lowest, highest + 1, device=scale.device)
+    return scale * (codes - zero_point)
+
+
+def code_range(quantize: Quantize) -> tuple[int, int]:
+    """The lowest and highest code, signed."""
+    highest: int = 2 ** (bits(quantize) - 1) - 1
+    spans_range = quantize.scheme == "asymmetric" or quantize.symmetric_range == "minmax"
+    return (-highest - 1 if spans_range else -highest), highest
+
+
+def block_of(weight: torch.Tensor, quantize: Quantize) -> tuple[int, int]:
+    """(rows, columns) of the weights that share a scale."""
+    rows, columns = weight.shape
+    if quantize.granularity == "tensor":
+        return rows, columns
+    return 1, columns if quantize.granularity == "channel" else int(quantize.group_size or 0)
+
+
+def bits(quantize: Quantize) -> int:
+    return 8 if quantize.bits is None else quantize.bits
+
+
+def information_bits(weight: torch.Tensor, quantize: Quantize) -> int:
+    """The bits that `weight` would take if codes were packed and zeros not written.
+
+    torchao keeps each code in a byte, and a zero point also where it is 0.
+    """
+    rows, columns = block_of(weight, quantize)
+    blocks = weight.numel() // (rows * columns)
+    zero_point = bits(quantize) if quantize.scheme == "asymmetric" else 0
+    return weight.numel() * bits(quantize) + blocks * (32 + zero_point)

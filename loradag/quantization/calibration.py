@@ -1,0 +1,153 @@
+"""Static activation scales, from what the linear layers see on the calibration rows."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loradag.config.schema import LoradagError
+
+if TYPE_CHECKING:
+    import torch
+
+    from loradag.config.schema import Quantize
+
+
+@dataclass(frozen=True)
+class Activations:
+    """How the input x of one linear layer becomes int8: round(x / (fold·scale)) + zero_point.
+
+    `scale` and `zero_point` are of one element; `fold` (in,), where each input channel has a scale
+    of its own, is multiplied into the weight's columns, which int8 products allow nowhere else.
+    """
+
+    scale: torch.Tensor
+    zero_point: torch.Tensor | None = None
+    fold: torch.Tensor | None = None
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        """What torchao's tensor holds of them; scales broadcast over (batch, tokens, channels)."""
+        held = {"act_quant_scale": self.scale.reshape(1, 1, 1)}
+        if self.zero_point is not None:
+            held["act_quant_zero_point"] = self.zero_point.reshape(1, 1, 1)
+        if self.fold is not None:
+            held["act_pre_scale"] = 1 / self.fold
+        return held
+
+
+class Observer:
+    """The range of a layer's inputs, over all rows that were shown to it.
+
+    minmax: the smallest and largest value. percentile: the mean over the rows of each row's
+    (100 − p)th and pth percentile, so that rare outliers do not set the scale.
+    """
+
+    def __init__(self, quantize: Quantize) -> None:
+        self.percentile = quantize.percentile if quantize.observer == "percentile" else None
+        self.by_channel = quantize.activation_granularity == "channel"
+        self.lows: list[torch.Tensor] = []
+        self.highs: list[torch.Tensor] = []
+
+    def show(self, inputs: torch.Tensor) -> None:
+        """Take in one row's inputs (1, tokens, channels)."""
+        values = inputs.detach().float().reshape(-1, inputs.shape[-1])
+        if not self.by_channel:
+            values = values.reshape(-1, 1)
+        if self.percentile is None:
+            self.lows.append(values.amin(0))
+            self.highs.append(values.amax(0))
+            return
+        # kthvalue: torch.quantile refuses more than 2^24 values.
+        rank = max(1, round(self.percentile / 100 * len(values)))
+        self.lows.append(values.kthvalue(len(values) + 1 - rank, 0).values)
+        self.highs.append(values.kthvalue(rank, 0).values)
+
+    def range(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(low, high), each (1,) or (channels,)."""
+        import torch
+
+        lows, highs = torch.stack(self.lows), torch.stack(self.highs)
+        if self.percentile is None:
+            return lows.amin(0), highs.amax(0)
+        return lows.mean(0), highs.mean(0)
+
+
+def determine(low: torch.Tensor, high: torch.Tensor, quantize: Quantize) -> Activations:
+    """The constants for inputs within [low, high]: symmetric, or asymmetric with a zero point."""
+    import torch
+    from torchao.quantization import MappingType
+    from torchao.quantization.quant_primitives import choose_qparams_affine_with_min_max
+
+    def choose(kind: MappingType, lowest: int) -> tuple[torch.Tensor, torch.Tensor]:
+        scales, zero_points = choose_qparams_affine_with_min_max(
+            low, high, kind, (), torch.int8, lowest, 127, zero_point_dtype=torch.int8
+        )
+        return scales, zero_points
+
+    if quantize.activation_granularity == "channel":
+        scales, _ = choose(MappingType.SYMMETRIC, -127)
+        return Activations(scale=torch.ones(1), fold=scales)
+    if quantize.activation_zero_point:
+        scale, zero_point = choose(MappingType.ASYMMETRIC, -128)
+        return Activations(scale, zero_point)
+    return Activations(choose(MappingType.SYMMETRIC, -127)[0])
+
+
+def calibrate(
+    base: Path, folder: Path, rows: list[list[int]], quantize: Quantize
+) -> dict[str, Activations]:
+    """Static activation constants by layer: weights quantised first, then their inputs observed.
+
+    The model with quantised weights stands in `folder` meanwhile, so that the full-precision one
+    is not held here either.
+    """
+    import torch
+
+    from loradag.models.loading import load_model
+    from loradag.quantization.conversion import quantize_checkpoint
+
+    weights = replace(quantize, scheme="symmetric", bits=8, symmetric_range="absmax")
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        layers = [x["name"] for x in quantize_checkpoint(base, Path(name), weights)["layers"]]
+        ranges = observe(load_model(Path(name), torch.float32), layers, rows, quantize)
+    return {layer: determine(*ranges[layer], quantize) for layer in layers}
+
+
+def read_rows(path: Path, most: int) -> list[list[int]]:
+    """Token ids of at most `most` of the rows that prepare set aside.
+
+    Raises:
+        LoradagError: there are none.
+    """
+    import pyarrow.parquet as pq
+
+    rows: list[list[int]] = pq.read_table(path, columns=["input_ids"])["input_ids"].to_pylist()
+    if not rows:
+        raise LoradagError(
+            "quantize.scheme = static_w8a8: prepare set no calibration rows aside. Raise "
+            "prepare.calibration_fraction, or take quantize=dynamic_w8a8, which needs none."
+        )
+    return rows[:most]
+
+
+def observe(
+    model: Any, layers: list[str], rows: list[list[int]], quantize: Quantize
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Run `rows` of token ids through `model`; the (low, high) that each layer's inputs had."""
+    import torch
+
+    observers = {layer: Observer(quantize) for layer in layers}
+    hooks = [
+        model.get_submodule(layer).register_forward_pre_hook(
+            lambda _, inputs, observer=observer: observer.show(inputs[0])
+        )
+        for layer, observer in observers.items()
+    ]
+    with torch.inference_mode():
+        for ids in rows:
+            model.base_model(torch.tensor([ids], device=model.device))
+    for hook in hooks:
+        hook.remove()
+    return {layer: observer.range() for layer, observer in observers.items()}

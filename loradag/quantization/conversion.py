@@ -1,0 +1,181 @@
+"""A base checkpoint into a quantised one, a tensor at a time.
+
+The full-precision model is never held: of the base, one tensor is in memory; of the result, what
+there is so far. What is saved is what transformers' own `save_pretrained` writes, so
+`from_pretrained` loads it without quantising again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loradag.checkpoints.headers import tensor_shapes
+from loradag.checkpoints.shards import save_shards
+from loradag.checkpoints.tensors import tensor_files, tensors
+from loradag.config.schema import LoradagError
+from loradag.quantization import schemes
+from loradag.quantization.errors import Error, compare
+from loradag.quantization.histogram import Histogram
+from loradag.runtime import device
+
+if TYPE_CHECKING:
+    import torch
+
+    from loradag.config.schema import Quantize
+    from loradag.quantization.calibration import Activations
+
+
+def quantize_checkpoint(
+    base: Path,
+    folder: Path,
+    options: Quantize,
+    activations: Mapping[str, Activations] | None = None,
+) -> dict[str, Any]:
+    """Quantise the linear layers of `base` into `folder`; return what it cost, for the report.
+
+    Args:
+        base: a folder of safetensors and `config.json`.
+        folder: an empty one.
+        options: the scheme.
+        activations: static activation scales by layer.
+
+    Raises:
+        LoradagError: no layer to quantise, a group size that divides no row, or weights that are
+            not finite.
+    """
+    import torch
+    from rich.progress import track
+    from transformers import AutoConfig, GenerationConfig
+
+    config = AutoConfig.from_pretrained(base, local_files_only=True)
+    linear, skipped = linear_layers(config, options.skip_modules)
+    check_shapes(base, linear, options)
+    saved: dict[str, torch.Tensor] = {}
+    metadata: dict[str, str] = {}
+    layers: list[dict[str, Any]] = []
+    histogram = None
+    total, bits, information_bits, parameters = Error(), 0, 0, 0
+    for name, tensor in track(tensors(base), "quantize", total=len(tensor_files(base))):
+        if not torch.isfinite(tensor).all():
+            raise LoradagError(
+                f"{name}: holds weights that are NaN or infinite, so the base is broken. Fetch "
+                "another one."
+            )
+        parameters += tensor.numel()
+        layer = name.removesuffix(".weight")
+        if layer in linear:
+            weight = tensor.to(device(), torch.float32)
+            constants = activations[layer] if activations else None
+            stored = schemes.encode(name, weight, options, constants)
+            restored = schemes.decode(name, stored.tensors, stored.metadata)
+            error = compare(weight, restored)
+            layers.append({"name": layer, **error.as_dict()})
+            if histogram is None:
+                levels = schemes.levels(name, stored, restored, options)
+                histogram = Histogram.of(layer, weight, levels)
+            total += error
+            bits += stored.bits
+            information_bits += stored.information_bits
+        else:
+            stored = schemes.keep(name, tensor, options)
+        saved |= {key: value.cpu() for key, value in stored.tensors.items()}
+        metadata |= stored.metadata
+    if metadata:
+        metadata["tensor_names"] = json.dumps(list(metadata))
+    save_shards(saved, folder, metadata)
+    config.quantization_config = schemes.config(options, skipped).to_dict()
+    config.save_pretrained(folder)
+    if (base / "generation_config.json").exists():
+        GenerationConfig.from_pretrained(base).save_pretrained(folder)
+    return {
+        "parameters": parameters,
+        "quantized_parameters": total.count,
+        "bits_per_weight": bits / total.count,
+        "information_bits_per_weight": information_bits / total.count,
+        "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        "bytes_full": 2 * parameters,
+        "layers": layers,
+        "histogram": histogram.as_dict() if histogram else {},
+        **total.as_dict(),
+    }
+
+
+def linear_layers(config: Any, skip_modules: list[str]) -> tuple[set[str], list[str]]:
+    """The layers to quantise, and the modules to skip, as transformers chooses them.
+
+    Those are all linear layers but the output layer, what is tied to it, and `skip_modules`.
+
+    Raises:
+        LoradagError: `skip_modules` has a name that no linear layer has, or leaves no layer.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    names = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear}
+    for skip in skip_modules:
+        if all(should_convert_module(name, [skip]) for name in names):
+            endings = sorted({name.rpartition(".")[2] for name in names})
+            raise LoradagError(
+                f"quantize.skip_modules: no linear layer is called {skip!r}. They end in "
+                f"{', '.join(endings)}."
+            )
+    skipped = HfQuantizer.get_modules_to_not_convert(
+        model, list(skip_modules), model._keep_in_fp32_modules, add_default_skips=True
+    )
+    linear = {name for name in names if should_convert_module(name, skipped)}
+    if not linear:
+        raise LoradagError(
+            f"quantize.skip_modules = {skip_modules}: leaves no linear layer to quantise. Name "
+            "fewer modules, or take quantize=none."
+        )
+    return linear, sorted(skipped)
+
+
+def check_shapes(base: Path, linear: set[str], options: Quantize) -> None:
+    """Refuse before any work what would fail on the way.
+
+    Raises:
+        LoradagError: a layer that the checkpoint lacks, or whose rows the group size does not
+            divide.
+    """
+    shapes = {name.removesuffix(".weight"): shape for name, _, shape in tensor_shapes(base)}
+    if missing := sorted(linear - shapes.keys()):
+        raise LoradagError(
+            f"the base's weights lack {len(missing)} of its linear layers, such as {missing[0]}. "
+            "Save it anew with `save_pretrained`."
+        )
+    if options.granularity != "group":
+        return
+    size = int(options.group_size or 0)
+    rows = {shapes[layer][1] for layer in linear}
+    if any(row % size for row in rows):
+        fitting = math.gcd(*rows)
+        raise LoradagError(
+            f"quantize.group_size = {size}: does not divide every row of the layers to quantise; "
+            f"they have {', '.join(map(str, sorted(rows)))} weights. Use a divisor of {fitting}."
+        )
+
+
+def measure_unquantized(base: Path) -> dict[str, Any]:
+    """What the base costs as it is, for the report of `quantize=none`."""
+    stored, parameters = 0, 0
+    for _, tensor in tensors(base):
+        stored += tensor.nbytes
+        parameters += tensor.numel()
+    return {
+        "parameters": parameters,
+        "quantized_parameters": 0,
+        "bits_per_weight": 8 * stored / parameters,
+        "bytes": stored,
+        "bytes_full": 2 * parameters,
+        "rmse": 0.0,
+        "layers": [],
+    }

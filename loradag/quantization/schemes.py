@@ -1,0 +1,81 @@
+"""Every scheme behind four functions: what `config.json` says, encode, keep as it is, decode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from loradag.config.schema import BNB_SCHEMES, TORCHAO_SCHEMES
+from loradag.quantization import affine, bnb
+
+if TYPE_CHECKING:
+    import torch
+
+    from loradag.config.schema import Quantize
+    from loradag.quantization.calibration import Activations
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a checkpoint holds of one parameter.
+
+    Attributes:
+        tensors: its saved tensors, by their key in the file.
+        metadata: what torchao rebuilds its tensor from, by the parameter's name.
+        information_bits: what it would take with codes packed.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+    information_bits: int = 0
+
+    @property
+    def bits(self) -> int:
+        return sum(8 * tensor.nbytes for tensor in self.tensors.values())
+
+
+def config(quantize: Quantize, skipped: list[str]) -> Any:
+    """What transformers loads the checkpoint by; `skipped` are the modules left as they are."""
+    library = bnb if quantize.scheme in BNB_SCHEMES else affine
+    return library.config(quantize, skipped)
+
+
+def encode(
+    name: str, weight: torch.Tensor, quantize: Quantize, activations: Activations | None = None
+) -> Stored:
+    """Quantise the linear weight `name` (out, in), float32."""
+    if quantize.scheme in BNB_SCHEMES:
+        stored = Stored(bnb.encode(name, weight, quantize))
+        return Stored(stored.tensors, information_bits=stored.bits)
+    if quantize.scheme in ("symmetric", "asymmetric"):
+        quantized = affine.quantize_weight(weight, quantize)
+    else:
+        quantized = affine.quantize_for_integers(weight, quantize, activations)
+    return Stored(
+        *affine.flatten(name, quantized),
+        information_bits=affine.information_bits(weight, quantize),
+    )
+
+
+def keep(name: str, tensor: torch.Tensor, quantize: Quantize) -> Stored:
+    """Store a parameter unquantised."""
+    copied = tensor.clone()  # off the mapping of the base's file
+    if quantize.scheme in TORCHAO_SCHEMES:
+        return Stored(*affine.flatten(name, copied))
+    return Stored({name: copied})
+
+
+def decode(name: str, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> torch.Tensor:
+    """The float32 weight that the saved tensors of the parameter `name` stand for."""
+    if name in tensors and len(tensors) == 1:
+        return tensors[name].float()
+    if name in metadata:
+        return affine.decode(name, tensors, metadata)
+    return bnb.decode(name, tensors)
+
+
+def levels(name: str, stored: Stored, restored: torch.Tensor, quantize: Quantize) -> torch.Tensor:
+    """The values that weights of the first block of `name` can be rounded to, ascending."""
+    if quantize.scheme in BNB_SCHEMES:
+        return bnb.levels(name, stored.tensors, restored, quantize)
+    return affine.levels(name, stored.tensors, quantize)

@@ -1,0 +1,101 @@
+"""The page of a run: everything that its reports say, on one sheet that loads nothing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from loradag.reporting import formatting as text
+from loradag.reporting import results
+from loradag.reporting import run_figures as figures
+from loradag.reporting.results import Reports
+
+
+def render(template: str, **content: Any) -> str:
+    """Fill a template of this folder; what is filled in is escaped."""
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(
+        loader=PackageLoader("loradag.reporting", ""), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template(template).render(**content)
+
+
+def report_page(
+    name: str,
+    params: Mapping[str, Any],
+    flat: Mapping[str, str],
+    changed: set[str],
+    reports: Reports,
+    curves: Mapping[int, Mapping[str, float]],
+    ran: Mapping[str, bool],
+    tags: Mapping[str, str],
+) -> str:
+    """`report.html`.
+
+    Args:
+        name: of the run.
+        params: by section.
+        flat: the same, `section.key` to text.
+        changed: the keys of `flat` that differ from the committed params.
+        reports: by stage.
+        curves: `plots/loss.csv`, {step: {metric: value}}.
+        ran: by stage; False is shown as cached.
+        tags: MLflow's, of the commit and the state of the DAG.
+    """
+    stages = ("prepare", "quantize", "train", "evaluate", "merge", "export")
+    by_stage = {stage: reports.get(stage, {}) for stage in stages}
+    return render(
+        "report.html.jinja",
+        name=name,
+        lead=_lead(params, reports),
+        params=params,
+        models=results.models(reports),
+        tokens=results.held_out_tokens(reports),
+        trained=results.trained(reports),
+        smaller=results.smaller(reports),
+        sizes=results.sizes(reports),
+        merge_checks=results.merge_checks(reports, params),
+        exports=results.exports(reports),
+        stages=results.stage_rows(reports, ran),
+        loss=figures.loss_figure(curves, by_stage["evaluate"]),
+        lengths=figures.length_figure(by_stage["prepare"]),
+        layers=figures.layer_figure(by_stage["quantize"]),
+        weights=figures.weight_figure(by_stage["quantize"]),
+        configuration=_sections(flat),
+        changed=changed,
+        commit=tags.get("mlflow.source.git.commit"),
+        lock=tags.get("dvc.lock"),
+        fixed=text.fixed,
+        number=text.number,
+        count=text.count,
+        size=text.size,
+        percent=text.percent,
+        **by_stage,
+    )
+
+
+def _lead(params: Mapping[str, Any], reports: Reports) -> str:
+    """The base, the data and the method in one line."""
+    fetch, prepare, train = (reports.get(stage, {}) for stage in ("fetch", "prepare", "train"))
+    parts = []
+    if "parameters" in fetch:
+        parts.append(
+            f"{fetch['architecture']}, {text.count(fetch['parameters'])} parameters "
+            f"({fetch['revision']})"
+        )
+    if "train_rows" in prepare:
+        source = params["prepare"]["id"] or params["prepare"]["path"] or params["prepare"]["source"]
+        parts.append(f"{prepare['train_rows']:,} rows of {source}")
+    if "steps" in train:
+        parts.append(f"{train['steps']:,} steps, seed {params['seed']}")
+    return " · ".join(parts)
+
+
+def _sections(flat: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """`{"adapter.r": "8"}` to `{"adapter": {"r": "8"}}`; what is unset (null) is left out."""
+    sections: dict[str, dict[str, str]] = {}
+    for key, value in flat.items():
+        section, _, name = key.partition(".")
+        if value != "null":
+            sections.setdefault(section, {})[name] = value
+    return sections

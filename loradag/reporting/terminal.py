@@ -1,0 +1,80 @@
+"""The result in the terminal, at the end of `dvc repro`."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from rich.markup import escape
+
+from loradag.reporting import results
+from loradag.reporting.formatting import change, fixed, number, size
+from loradag.reporting.results import Reports
+
+NEXT = (
+    ("dvc exp run -S adapter.r=16", "another rank"),
+    ("python -m stages.sweep -m adapter.r=4,8,16", "a sweep"),
+    ('python -m stages.generate prompt="…"', "let it speak"),
+    ("make ui", "compare runs in MLflow"),
+)
+
+
+def print_summary(
+    name: str,
+    params: Mapping[str, Any],
+    reports: Reports,
+    ran: Mapping[str, bool],
+    page: str,
+    where: str,
+) -> None:
+    """Print the table of results, where the run can be seen, and what to try next."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+
+    def rows(label: str, values: Iterable[str]) -> None:
+        for i, value in enumerate(value for value in values if value):
+            table.add_row("" if i else label, value)
+
+    models = [model for model in results.models(reports) if model.perplexity is not None]
+    rows(
+        "Perplexity", (f"{m.name:<10}{fixed(m.perplexity or 0, 2):>9}  {m.change}" for m in models)
+    )
+    rows("Trained", [results.trained(reports)])
+    rows("Base", [results.sizes(reports)])
+    rows("Merge", _merge(reports, params))
+    rows("Export", map(_exported, results.exports(reports)))
+    rows("Ran", [" ".join(stage for stage, did in ran.items() if did)])
+    rows("From cache", [" ".join(stage for stage, did in ran.items() if not did)])
+    rows("Next", (f"[bold]{command:<43}[/] [dim]{what}[/]" for command, what in NEXT))
+    rows("Page", [page])
+    console = Console(highlight=False)
+    console.print(f"\n[bold]{escape(name)}[/]  [dim]{results.held_out_tokens(reports)}[/]")
+    console.print(table)
+    # Beside the table, where a narrow terminal would break it.
+    console.print(f"[dim]MLflow[/]      {where}", soft_wrap=True)
+
+
+def _merge(reports: Reports, params: Mapping[str, Any]) -> Iterator[str]:
+    merge = reports.get("merge", {})
+    if "passed" not in merge:
+        return
+    outcome = "[green]passed[/]" if merge["passed"] else "[red]failed[/]"
+    yield f"{outcome}, into the {merge['base']} base"
+    for check in results.merge_checks(reports, params):
+        yield f"{check.name} {check.value}" + (f"  [dim]{check.bound}[/]" if check.bound else "")
+
+
+def _exported(file: results.Exported) -> str:
+    parts = [file.name]
+    if file.bytes:
+        parts.append(size(file.bytes))
+    if file.perplexity is not None:
+        moved = change(file.merged_perplexity, file.perplexity) if file.merged_perplexity else ""
+        parts.append(f"perplexity {fixed(file.perplexity, 2)}" + (f" ({moved})" if moved else ""))
+    if file.token_ids_match is not None:
+        parts.append("ids match" if file.token_ids_match else "ids match but for a leading space")
+    if file.tokens_per_second is not None:
+        parts.append(f"{number(file.tokens_per_second, 3)} tokens/s")
+    return ", ".join(parts)

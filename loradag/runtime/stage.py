@@ -1,0 +1,78 @@
+"""The contract of a stage: a function of paths and params sections that returns its report."""
+
+import hashlib
+import inspect
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from loradag.config.schema import Config, LoradagError, load_config
+from loradag.runtime.atomic import write_json
+from loradag.runtime.device import configure
+from loradag.runtime.paths import Paths
+
+
+def run_stage(function: Callable[..., dict[str, Any] | None]) -> None:
+    """Run `function` as the stage of its name, in the working directory.
+
+    The parameters after `paths` name the sections of `params.yaml` that it reads; `params.yaml` is
+    validated as a whole first. What it returns, if anything, is written to `reports/NAME.json`,
+    with `seconds`.
+    A user's mistake ends in one message and exit code 1.
+    """
+    name = function.__name__
+    paths = Paths(Path())
+    try:
+        config = load_config(paths.params)
+        configure(config.runtime)
+        started = time.perf_counter()
+        report = function(paths, **sections(function, config))
+        if report is not None:
+            report.setdefault("seconds", round(time.perf_counter() - started, 3))
+            write_json(paths.report(name), report)
+            mark_ran(paths, name)
+    except LoradagError as error:
+        sys.exit(f"{name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{name}: stopped. Run `dvc repro` to go on.")
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        sys.exit(f"{name}: out of memory. {_smaller(name)}\n  ({error})")
+
+
+def mark_ran(paths: Paths, stage: str) -> None:
+    """Leave a mark that the report which now stands was made by a run, not taken from the cache."""
+    write_json(paths.state / "ran" / f"{stage}.json", _digest(paths.report(stage)))
+
+
+def has_run(paths: Paths, stage: str) -> bool:
+    """Whether `stage` ran to make the report which now stands; False: it came from the cache."""
+    mark = paths.state / "ran" / f"{stage}.json"
+    return mark.exists() and json.loads(mark.read_text()) == _digest(paths.report(stage))
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def sections(function: Callable[..., Any], config: Config) -> dict[str, Any]:
+    """The sections of `config` that the signature of `function` names."""
+    names = [name for name in inspect.signature(function).parameters if name != "paths"]
+    return {name: getattr(config, name) for name in names}
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
+
+
+def _smaller(stage: str) -> str:
+    return {
+        "train": "Lower train.batch_size (and raise train.gradient_accumulation), set "
+        "train.gradient_checkpointing=true, or take quantize=nf4.",
+        "evaluate": "Lower evaluate.batch_tokens or evaluate.window.",
+    }.get(stage, "Take a smaller model, or a machine with more memory.")

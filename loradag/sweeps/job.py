@@ -1,0 +1,147 @@
+"""One job of a sweep, in whatever process the launcher starts it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from loradag.config.schema import LoradagError, validate
+from loradag.runtime import Paths
+from loradag.sweeps.execution import RECORD
+from loradag.sweeps.job_records import JobRecord, SweepRecord
+from loradag.sweeps.mlflow_runs import close_child, open_child
+from loradag.sweeps.workspaces import make_workspace
+
+log = logging.getLogger(__name__)
+
+
+def run_job(params: dict[str, Any], folder: Path, number: int, overrides: list[str]) -> JobRecord:
+    """Run the DAG for `params` in a workspace below `folder`/`number`; never raises for its sake.
+
+    A job that fails must not end the others, and Hydra ends a batch at the first exception: the
+    failure is in the record.
+    """
+    sweep = SweepRecord.read(folder)
+    given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
+    swept = {key: given[key] for key in sweep.swept if key in given}
+    job = JobRecord(number, overrides, swept)
+    place = folder / str(number)
+    workspace = place / "workspace"
+    try:
+        open_child(sweep, job)
+        validate(params, source="the job")
+        make_workspace(workspace, folder / "source", Path(sweep.project), Path(sweep.cache), params)
+        log.info("#%d %s: started", number, job.name)
+        job.failure = _execute(workspace, place / "job.log", _environment(sweep, job))
+        _collect(workspace, job)
+    except LoradagError as error:
+        job.failure = str(error)
+    if job.failure is None and job.perplexity is not None and not math.isfinite(job.perplexity):
+        job.failure = f"evaluate: perplexity is {job.perplexity}. Lower train.learning_rate."
+    job.write(place)
+    if job.run_id is not None:
+        close_child(sweep, job)
+    log.info("#%d %s: %s", number, job.name, _told(job))
+    keep = params["sweep"]["keep"]
+    if keep == "none" or (keep == "failed" and job.failure is None):
+        shutil.rmtree(workspace, ignore_errors=True)
+    return job
+
+
+def _environment(sweep: SweepRecord, job: JobRecord) -> dict[str, str]:
+    from loradag.tracking.store import store_uri
+
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": store_uri(Path(sweep.project)),
+        # The stages' `python` is this one, activated or not.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    }
+    if job.run_id is not None:
+        environment["MLFLOW_RUN_ID"] = job.run_id
+    if sweep.threads is not None:
+        environment["LORADAG_THREADS"] = str(sweep.threads)
+    return environment
+
+
+def _execute(workspace: Path, output: Path, environment: dict[str, str]) -> str | None:
+    """Run the DAG in a process of its own; returns why it failed, if it did."""
+    parent = os.getppid()
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "loradag.sweeps.execution", str(workspace)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a group of its own, to be ended as a whole
+        )
+        try:
+            while True:
+                try:
+                    code = process.wait(timeout=0.5)
+                    break
+                except subprocess.TimeoutExpired:
+                    if os.getppid() != parent:  # the sweep is gone, even if by kill -9
+                        raise KeyboardInterrupt from None
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return None if code == 0 else _reason(workspace, output)
+
+
+def _reason(workspace: Path, output: Path) -> str:
+    """What the failed stage said last; stages tell a user's mistake as `STAGE: ...`."""
+    record = workspace / RECORD
+    failed = json.loads(record.read_text())["failed"] if record.exists() else None
+    lines = [line for line in output.read_text(errors="replace").splitlines() if line.strip()]
+    for index in range(len(lines) - 1, -1, -1):
+        if failed and lines[index].startswith(f"{failed}: "):
+            said = lines[index:]
+            break
+    else:
+        said = [line for line in lines if not line.startswith("failed to reproduce")][-2:]
+        said[:0] = [f"{failed or 'the job'} failed:"]
+    ends = [i for i, line in enumerate(said) if "failed to run: " in line]
+    if ends and ends[0] > 0:
+        exit_code = said[ends[0]].rpartition("exited with ")[2]
+        said = said[: ends[0]]
+        if exit_code in ("-9", "137"):
+            said.append("Killed by the system, most likely for want of memory.")
+    return "\n".join(said)
+
+
+def _collect(workspace: Path, job: JobRecord) -> None:
+    """Take the numbers out of the workspace, which may be deleted."""
+    paths = Paths(workspace)
+    record = workspace / RECORD
+    if record.exists():
+        job.stages = json.loads(record.read_text())["stages"]
+    for stage in job.stages:
+        path = paths.report(stage["name"])
+        if path.exists():
+            job.reports[stage["name"]] = json.loads(path.read_text(encoding="utf-8"))
+            if not stage["ran"]:
+                job.saved_seconds += job.reports[stage["name"]].get("seconds", 0.0)
+    job.adapter_bytes = sum(file.stat().st_size for file in paths.adapter.glob("*.safetensors"))
+    if "train" in job.reports and paths.loss.exists():
+        with paths.loss.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row.get("loss")]
+        job.curve = [(int(row["step"]), float(row["loss"])) for row in rows]
+
+
+def _told(job: JobRecord) -> str:
+    if job.failure is not None:
+        return f"FAILED. {job.failure}"
+    ran = f"ran {', '.join(job.ran)} ({job.seconds:.0f} s)" if job.ran else "ran nothing"
+    saved = f"{job.saved_seconds:.0f} s from the cache"
+    result = "" if job.perplexity is None else f"perplexity {job.perplexity:.4g}; "
+    return f"{result}{ran}, {saved}"

@@ -1,0 +1,196 @@
+"""A sweep from its start, before any job runs, to its end, when they are compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from rich.markup import escape
+
+from loradag.config.schema import LoradagError
+from loradag.sweeps.grid import (
+    UNSTAGED,
+    Composer,
+    Job,
+    expand,
+    is_grid,
+    sweep_overrides,
+    swept_keys,
+    without_unstaged,
+)
+from loradag.sweeps.job_records import SweepRecord, read_jobs, write_table
+
+log = logging.getLogger(__name__)
+_running: dict[str, Any] = {}  # the sweep of this process: its folder, and the lock on it
+
+
+class Start(Callback):
+    """Hydra's hook before the first job. Hydra turns a callback's exceptions into warnings."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        try:
+            start(config)
+        except LoradagError as error:
+            sys.exit(f"sweep: {error}")
+        except Exception:
+            traceback.print_exc()
+            sys.exit(1)
+
+
+def start(config: DictConfig) -> None:
+    """Check every job, then prepare the sweep's folder and its run in MLflow.
+
+    Raises:
+        LoradagError: jobs that cannot be composed, or none that may run; nothing has run then.
+    """
+    from filelock import FileLock, Timeout
+
+    from loradag.sweeps.mlflow_runs import open_parent
+    from loradag.sweeps.workspaces import cache_folder, take_snapshot
+
+    project = Path(config.hydra.runtime.cwd)
+    composer = Composer(GlobalHydra.instance().config_loader())
+    jobs = expand(composer, config) if is_grid(config) else []
+    _report_problems(jobs)
+
+    root = project / config.hydra.sweep.dir
+    root.mkdir(parents=True, exist_ok=True)
+    source = root / f".{os.getpid()}.source"
+    key = _key(config, take_snapshot(project, source))
+    folder = root / key[:10]
+    lock = FileLock(root / f".{key[:10]}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        shutil.rmtree(source)
+        raise LoradagError("this sweep runs already, in another process. Wait for it.") from error
+    _running.update(folder=folder, lock=lock)
+    if folder.exists():  # of an earlier run of the same sweep: what it has made is in the cache
+        old = folder.rename(root / f".{os.getpid()}.old")
+        shutil.rmtree(old, ignore_errors=True)
+    folder.mkdir()
+    source.rename(folder / "source")
+
+    overrides = without_unstaged(sweep_overrides(config))
+    name = "sweep of " + (" × ".join(swept_keys(config)) or "one job")
+    run_id = open_parent(key, name, project, overrides)
+    threads = _threads(config, len(jobs))
+    SweepRecord(
+        key, name, str(project), str(cache_folder(project)), swept_keys(config), run_id, threads
+    ).write(folder)
+    _set_folder(config, folder)
+
+
+@contextmanager
+def concluding() -> Iterator[None]:
+    """Around the sweep: at its end, however it comes, compare the jobs and set the exit code."""
+    code: Any = 0
+    try:
+        yield
+    except SystemExit as end:
+        code = end.code
+    except KeyboardInterrupt:
+        code = 130
+    if "folder" in _running:
+        code = _conclude(_running["folder"], code)
+    sys.exit(code)
+
+
+def _conclude(folder: Path, code: Any) -> Any:
+    """Tell how the sweep went, in the terminal, in `sweep.html` and in MLflow; the exit code."""
+    from rich.console import Console
+
+    from loradag.reporting.sweep_page import sweep_page
+    from loradag.sweeps.comparison import (
+        bring_home,
+        by_rank,
+        job_table,
+        seed_table,
+        settings,
+        winner,
+    )
+    from loradag.sweeps.mlflow_runs import close_parent
+
+    sweep, jobs = SweepRecord.read(folder), read_jobs(folder)
+    failed = [job for job in jobs if job.failure is not None]
+    page = Path(sweep.project) / "sweep.html"
+    page.write_text(sweep_page(sweep.name, jobs, sweep.swept), encoding="utf-8")
+    write_table(folder / "jobs.csv", by_rank(jobs), sweep.swept)
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = max(console.width, 160)
+    console.print(job_table(jobs, sweep.swept))
+    ranked = settings(jobs)
+    if any(len(setting.jobs) > 1 for setting in ranked):
+        console.print(seed_table(ranked))
+    for job in failed:
+        console.print(f"[red]#{job.number} {job.name} failed:[/red]", escape(str(job.failure)))
+    console.print(f"Page: {page.name}; records: {folder.relative_to(sweep.project)}")
+    if best := winner(jobs):
+        console.print("Bring the best home (nothing but its report runs):")
+        console.print(f"  {bring_home(best)}", markup=False)
+    if code == 130:
+        console.print("Stopped. The same command goes on: what has run is in the cache.")
+    status = "KILLED" if code == 130 else "FAILED" if failed or code else "FINISHED"
+    try:
+        close_parent(sweep, jobs, [page, folder / "jobs.csv", *folder.glob("*/job.json")], status)
+    except LoradagError as error:
+        print(f"sweep: {error}", file=sys.stderr)
+        return code or 1
+    return code or int(bool(failed))
+
+
+def _report_problems(jobs: list[Job]) -> None:
+    bad = [job for job in jobs if job.problems]
+    if not bad:
+        return
+    lines = [f"{len(bad)} of {len(jobs)} jobs break the rules:"]
+    for job in bad:
+        lines.append(f"  - {' '.join(job.overrides)}")
+        lines += [f"      {problem}" for problem in job.problems]
+    if len(bad) == len(jobs):
+        raise LoradagError("\n".join([*lines, "So none runs."]))
+    log.warning("\n".join([*lines, "They will count as failed; the others run."]))
+
+
+def _key(config: DictConfig, sources: str) -> str:
+    """A hash of all that the sweep is, so that the same command finds the same sweep again."""
+    container: Any = OmegaConf.to_container(config)
+    params = {k: v for k, v in container.items() if k not in (*UNSTAGED, "hydra")}
+    overrides = without_unstaged(list(config.hydra.overrides.task))
+    content = [params, container["hydra"]["sweeper"], overrides, sources]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _threads(config: DictConfig, jobs: int) -> int | None:
+    """Threads for each of the jobs that run at once on one machine; None: as configured."""
+    if os.environ.get("LORADAG_THREADS") or config.runtime.threads is not None:
+        return None
+    launcher, cores = config.hydra.launcher, os.cpu_count() or 1
+    batch = jobs or config.hydra.sweeper.get("n_jobs", 1)
+    if "joblib" in launcher._target_:
+        at_once = min(cores if launcher.n_jobs < 0 else launcher.n_jobs, batch)
+    elif "LocalLauncher" in launcher._target_:
+        at_once = batch
+    else:
+        return None
+    return max(1, cores // max(1, at_once))
+
+
+def _set_folder(config: DictConfig, folder: Path) -> None:
+    """Tell Hydra the sweep's folder, here and where a job composes its config anew."""
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.sweep.dir = str(folder)
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")

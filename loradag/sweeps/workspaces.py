@@ -1,0 +1,128 @@
+"""A workspace: what `dvc.yaml` says the stages read, beside params of its own, on the shared cache.
+
+Nothing else is in it: no repository, no data, no models. Outs arrive as links from the cache, and a
+stage that reads what it does not declare fails here, where it would have been served stale.
+"""
+
+from __future__ import annotations
+
+import configparser
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from loradag.config.composition import write_params
+from loradag.config.schema import LoradagError
+
+OUTS = ("outs", "metrics", "plots")
+
+
+def take_snapshot(project: Path, folder: Path) -> str:
+    """Copy what the stages of `project` read from it to `folder`; returns a hash of the content.
+
+    All jobs start from the snapshot, so that an edit during the sweep reaches none of them.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(_sources(project)):
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(project / path, target)
+        if path != Path("dvc.lock"):  # a record of what ran, not a source
+            digest.update(f"{path}\0".encode() + target.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def make_workspace(
+    folder: Path, snapshot: Path, project: Path, cache: Path, params: dict[str, Any]
+) -> None:
+    """Make `folder` a DVC project of its own: `snapshot`, `params`, and the cache of `project`."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    shutil.copytree(snapshot, folder)
+    write_params(OmegaConf.create(params), folder)
+    _link_inputs(folder, project, params)
+    config = configparser.ConfigParser()
+    config["core"] = {
+        "no_scm": "true",
+        "analytics": "false",
+        "check_update": "false",
+        "site_cache_dir": str(folder / ".dvc/site"),  # goes with the workspace
+    }
+    config["cache"] = {"dir": str(cache), "type": "reflink,hardlink,symlink,copy"}
+    (folder / ".dvc").mkdir(exist_ok=True)
+    with (folder / ".dvc/config").open("w") as file:
+        config.write(file)
+    # Checkpoints are keyed by content: whoever comes next with the same training goes on from them.
+    checkpoints = project / ".loradag/checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    (folder / ".loradag").mkdir()
+    (folder / ".loradag/checkpoints").symlink_to(checkpoints)
+
+
+def cache_folder(project: Path) -> Path:
+    """The DVC cache of `project`, of whatever level of DVC's configuration."""
+    from dvc.config import Config
+
+    # DVC resolves a relative `cache.dir` against the file that says it.
+    configured = Config(str(project / ".dvc")).get("cache", {}).get("dir")
+    return Path(configured) if configured else project / ".dvc/cache"
+
+
+def _sources(project: Path) -> Iterator[Path]:
+    """The files that the stages depend on and no stage makes, relative to `project`."""
+    path = project / "dvc.yaml"
+    if not path.exists():
+        raise LoradagError(f"{path}: is not there. Run in the project's root.")
+    pipeline: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    stages = pipeline["stages"].values()
+    outs = {
+        item if isinstance(item, str) else next(iter(item))
+        for stage in stages
+        for kind in OUTS
+        for item in stage.get(kind, [])
+    }
+    yield from (Path(name) for name in ("dvc.yaml", "dvc.lock", ".dvcignore")
+                if (project / name).exists())  # fmt: skip
+    seen: set[Path] = set()
+    for dep in sorted({dep for stage in stages for dep in stage.get("deps", [])}):
+        if re.search(r"\$\{", dep) or any(dep == out or dep.startswith(f"{out}/") for out in outs):
+            continue  # another stage's out, by name or through a param
+        if not (project / dep).exists():
+            raise LoradagError(f"dvc.yaml: a stage depends on {dep}, which is not there.")
+        seen |= set(_files(project, Path(dep)))
+        for parent in Path(dep).parents:
+            if (project / parent / "__init__.py").exists():
+                seen.add(parent / "__init__.py")
+    yield from seen
+
+
+def _files(project: Path, dep: Path) -> Iterator[Path]:
+    if (project / dep).is_file():
+        yield dep
+        return
+    for path in (project / dep).rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            yield path.relative_to(project)
+
+
+def _link_inputs(folder: Path, project: Path, params: dict[str, Any]) -> None:
+    """Make relative paths of users' own models and rows mean the same as in the project."""
+    for section in ("model", "prepare"):
+        named = params.get(section, {}).get("path")
+        if not named or Path(named).expanduser().is_absolute():
+            continue
+        link = Path(os.path.normpath(folder / named))
+        if not link.is_relative_to(folder):
+            raise LoradagError(
+                f"{section}.path = {named!r}: lies outside the project, so it means another place "
+                "in each job's workspace. Give it as an absolute path."
+            )
+        if (project / named).exists() and not link.exists():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((project / named).resolve())

@@ -1,0 +1,133 @@
+"""LoRA and its variants, through peft.
+
+LoRA (https://arxiv.org/abs/2106.09685) learns an update of a frozen weight W of shape (out, in) as
+
+    W' = W + scale * B A,    A of shape (r, in), B of shape (out, r), scale = alpha / r,
+
+with B = 0 at the start, so that step 0 computes what W computes. The variants:
+
+- rslora (https://arxiv.org/abs/2312.03732): scale = alpha / sqrt(r): high ranks
+  still learn.
+- dora (https://arxiv.org/abs/2402.09353): W' = m * (W + scale * B A) / |W + scale * B A|, the norm
+  and the learned magnitude m a row.
+- pissa (https://arxiv.org/abs/2404.02948): starts at the r largest singular components of W.
+- loftq (https://arxiv.org/abs/2310.08659): starts at the error that quantising W made.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from loradag.config.schema import Adapter, LoradagError
+
+INITIAL = "initial"
+
+
+def lora_config(adapter: Adapter) -> Any:
+    """peft's configuration of `adapter`."""
+    from peft import LoraConfig
+
+    modules = adapter.target_modules
+    return LoraConfig(
+        r=adapter.r,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        bias=adapter.bias,
+        target_modules=modules if isinstance(modules, str) else sorted(modules),
+        modules_to_save=adapter.modules_to_save,
+        use_rslora=adapter.variant == "rslora",
+        use_dora=adapter.variant == "dora",
+        init_lora_weights="pissa" if adapter.variant == "pissa" else True,
+        task_type="CAUSAL_LM",
+    )
+
+
+def add_adapter(
+    model: Any,
+    adapter: Adapter,
+    weights: Path,
+    state: Path,
+    layers: dict[Any, Any] | None = None,
+) -> Any:
+    """`model` with a fresh adapter on it, only the adapter trainable.
+
+    Args:
+        weights: folder of the base's full-precision weights; loftq starts from them.
+        state: folder for what `save_adapter` needs of the start; pissa's initial A and B.
+        layers: of a layer's class, the class that adapts it, where it is not peft's own.
+
+    Raises:
+        LoradagError: the target modules are not in the model.
+    """
+    from peft import get_peft_model
+
+    config = lora_config(adapter)
+    config._register_custom_module(layers or {})
+    try:
+        tuned = get_peft_model(model, config)
+    except ValueError as error:
+        raise LoradagError(
+            f"adapter.target_modules = {adapter.target_modules!r}: {error} "
+            'Use "all-linear", or names that the model has.'
+        ) from error
+    if adapter.variant == "loftq":
+        _start_from_error(tuned, weights)
+    if adapter.variant == "pissa":
+        # peft reads the saved start as an ordinary adapter when it converts the result.
+        tuned.peft_config["default"].init_lora_weights = True
+        tuned.save_pretrained(state / INITIAL)
+        tuned.peft_config["default"].init_lora_weights = "pissa"
+    return tuned
+
+
+def save_adapter(tuned: Any, adapter: Adapter, folder: Path, state: Path, base: str) -> None:
+    """Write the adapter so that it stands on the base as it was, whatever it started from.
+
+    pissa trains on W - B0 A0; with its start at hand peft writes it as an update of W, at rank 2r.
+    """
+    options = {}
+    if adapter.variant == "pissa":
+        options["path_initial_model_for_weight_conversion"] = str(state / INITIAL)
+    tuned.save_pretrained(folder, **options)
+    (folder / "README.md").unlink(missing_ok=True)
+    _sort_config(folder / "adapter_config.json", base)
+
+
+def _start_from_error(tuned: Any, weights: Path) -> None:
+    """Set A and B so that scale * B A is the best rank-r part of W - dequantized(W), by its SVD.
+
+    As peft's `replace_lora_weights_loftq`, but on any device, and with the scale reckoned in.
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+    from peft.utils.integrations import dequantize_module_weight
+    from safetensors import safe_open
+
+    readers = [safe_open(file, "pt") for file in sorted(weights.glob("*.safetensors"))]
+    stored = {name: reader for reader in readers for name in reader.keys()}  # noqa: SIM118
+    for name, module in tuned.named_modules():
+        if not isinstance(module, LoraLayer) or "default" not in module.lora_A:
+            continue
+        key = f"{name.removeprefix('base_model.model.')}.weight"
+        quantized = dequantize_module_weight(module.get_base_layer()).float()
+        error = stored[key].get_tensor(key).to(quantized) - quantized
+        u, s, vh = torch.linalg.svd(error / module.scaling["default"], full_matrices=False)
+        root = s[: module.r["default"]].sqrt()
+        start_a, start_b = root[:, None] * vh[: len(root)], u[:, : len(root)] * root
+        for linear, start in ((module.lora_A, start_a), (module.lora_B, start_b)):
+            linear["default"].weight.data = start.to(linear["default"].weight).contiguous()
+
+
+def _sort_config(path: Path, base: str) -> None:
+    """Make the config portable and the same bytes each time.
+
+    peft records where the base lay, and writes sets in an order that changes from run to run.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base
+    for key, value in config.items():
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            config[key] = sorted(value)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

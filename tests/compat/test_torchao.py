@@ -1,0 +1,61 @@
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from loradag.models.loading import load_model
+from loradag.quantization.calibration import calibrate
+from loradag.quantization.conversion import quantize_checkpoint
+from loradag.quantization.dequantize import dequantized
+from tests.quantization.options import options
+
+ROWS = [[1, *range(20 * i + 3, 20 * i + 23)] for i in range(4)]
+
+
+def lora_gradients(model):
+    torch.manual_seed(0)
+    tuned = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:  # at its start, 0, it would pass A no gradient
+            parameter.data = torch.randn_like(parameter) * 0.02
+    ids = torch.tensor(ROWS)
+    tuned(ids, labels=ids).loss.backward()
+    return {n: p.grad for n, p in tuned.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric", "dynamic_w8a8", "static_w8a8"])
+def test_lora_trains_as_on_the_dequantised_weights(scheme, tiny_base, tmp_path):
+    chosen, constants = options(scheme), None
+    if scheme == "static_w8a8":
+        constants = calibrate(tiny_base, tmp_path, ROWS, chosen)
+    quantize_checkpoint(tiny_base, tmp_path, chosen, constants)
+    loaded = load_model(tmp_path, torch.float32)
+    assert loaded.hf_quantizer.is_trainable
+    restored = dict(dequantized(tmp_path))
+    twin = load_model(tiny_base, torch.float32)
+    twin.load_state_dict(restored | {"lm_head.weight": restored["model.embed_tokens.weight"]})
+    got, expected = lora_gradients(loaded), lora_gradients(twin)
+    assert got.keys() == expected.keys()
+    bound = 0.1 if "w8a8" in scheme else 1e-5
+    for name, gradient in got.items():
+        assert (gradient - expected[name]).norm() / expected[name].norm() < bound, name
+
+
+def test_weights_compute_in_the_models_dtype(tiny_base, tmp_path):
+    quantize_checkpoint(tiny_base, tmp_path, options("symmetric"))
+    exact, rounded = (load_model(tmp_path, dtype) for dtype in (torch.float32, torch.bfloat16))
+    one, other = (model.model.layers[0].mlp.up_proj.weight for model in (exact, rounded))
+    assert torch.equal(one.scale, other.scale)
+    assert other.dequantize().dtype == torch.bfloat16
+    assert rounded(torch.tensor(ROWS)).logits.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("scheme", ["dynamic_w8a8", "static_w8a8"])
+def test_the_layer_computes_what_torchaos_integer_product_does(scheme, tiny_base, tmp_path):
+    chosen, constants = options(scheme), None
+    if scheme == "static_w8a8":
+        constants = calibrate(tiny_base, tmp_path, ROWS, chosen)
+    quantize_checkpoint(tiny_base, tmp_path, chosen, constants)
+    layer = load_model(tmp_path, torch.float32).model.layers[0].mlp.up_proj
+    inputs = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0)) * 0.5
+    expected = torch.nn.functional.linear(inputs, layer.weight)
+    assert torch.allclose(layer(inputs), expected, atol=1e-5)

@@ -1,0 +1,55 @@
+import copy
+
+import pytest
+
+from loradag.config.schema import LoradagError
+from loradag.data.rows import Row
+from loradag.data.templates import Template, encode
+from loradag.data.token_contract import hold, make_contract, read_contract, write_contract
+from loradag.models.loading import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_base):
+    return load_tokenizer(tiny_base)
+
+
+@pytest.fixture(scope="module")
+def contract(tokenizer):
+    ids, mask = encode("Quote: a  2024", "\nAuthor: b", tokenizer)
+    rows = [Row("id", "Quote: a  2024\nAuthor: b", "Quote: a  2024", ids, mask)]
+    template = Template("plain", "Quote: {quote}", "\nAuthor: {author}")
+    return make_contract(tokenizer, template, ["a  2024", "naïve 東京"], rows)
+
+
+def test_it_is_kept_by_its_own_tokenizer_also_from_the_file(tokenizer, contract, tmp_path) -> None:
+    write_contract(tmp_path / "contract.json", contract)
+    assert read_contract(tmp_path / "contract.json") == contract
+    hold(tokenizer, contract)
+
+
+def test_a_lost_digit_splitter_is_caught(tokenizer, contract) -> None:
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    broken = copy.deepcopy(tokenizer)
+    broken.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    with pytest.raises(LoradagError, match="a  2024"):
+        hold(broken, contract)
+
+
+def test_pad_as_eos_is_caught(tokenizer, contract) -> None:
+    broken = copy.deepcopy(tokenizer)
+    broken.pad_token = broken.eos_token
+    with pytest.raises(LoradagError, match="pad_token_id"):
+        hold(broken, contract)
+
+
+def test_an_added_bos_is_caught(tokenizer, contract) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    broken = copy.deepcopy(tokenizer)
+    broken.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", broken.bos_token_id)]
+    )
+    with pytest.raises(LoradagError, match="breaks the token contract"):
+        hold(broken, contract)

@@ -1,0 +1,131 @@
+"""Bases from every source; the hub is a server on loopback that answers as the hub does."""
+
+import http.server
+import json
+import shutil
+import threading
+from dataclasses import replace
+
+import pytest
+
+from loradag.checkpoints.headers import architecture, count_parameters
+from loradag.config.schema import LoradagError
+from loradag.models.base import PIN, bring, sha256, weights_folder
+from tests.conftest import smoke_config
+
+TINY = smoke_config().model
+LOCAL = replace(TINY, source="local", config={})
+
+
+def test_the_same_seed_gives_the_same_bytes(tiny_base, tmp_path) -> None:
+    bring(TINY, tmp_path / "again")
+    assert {file.name: sha256(file) for file in tiny_base.iterdir()} == {
+        file.name: sha256(file) for file in (tmp_path / "again").iterdir()
+    }
+
+
+def test_shape_and_pin(tiny_base) -> None:
+    assert count_parameters(tiny_base) == 139_584
+    assert architecture(tiny_base) == "LlamaForCausalLM"
+    pin = json.loads((tiny_base / PIN).read_text())
+    assert pin["weights"]["model.safetensors"]["sha256"] == sha256(tiny_base / "model.safetensors")
+
+
+def test_a_local_folder_is_pinned_and_not_copied(tiny_base, tmp_path) -> None:
+    source = shutil.copytree(tiny_base, tmp_path / "mine")
+    bring(replace(LOCAL, path=str(source)), tmp_path / "base")
+    assert not list((tmp_path / "base").glob("*.safetensors"))
+    assert weights_folder(tmp_path / "base") == source
+    with (source / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x01")
+    with pytest.raises(LoradagError, match="not what was pinned"):
+        weights_folder(tmp_path / "base")
+
+
+def test_pickled_weights_are_never_loaded(tiny_base, tmp_path) -> None:
+    source = shutil.copytree(tiny_base, tmp_path / "mine")
+    (source / "model.safetensors").rename(source / "pytorch_model.bin")
+    with pytest.raises(LoradagError, match="pickled ones are never loaded"):
+        bring(replace(LOCAL, path=str(source)), tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (replace(LOCAL, path="/nowhere"), "no config.json"),
+        (replace(TINY, source="package", id="no_such_package"), "no such Python package"),
+        (replace(TINY, pad_token="<|im_end|>"), "pad is its EOS"),
+        (replace(TINY, context=512), "model.context = 512, but the model has 256"),
+        (replace(TINY, config={"model_type": "llama", "hidden_size": 63}), "transformers refuses"),
+        (replace(TINY, config={"model_type": "no_such"}), "transformers refuses"),
+    ],
+)
+def test_what_cannot_be_brought_is_one_clear_error(tmp_path, model, says) -> None:
+    with pytest.raises(LoradagError, match=says):
+        bring(model, tmp_path / "base")
+
+
+def test_a_wrong_shape_is_named(tiny_base, tmp_path) -> None:
+    model = replace(LOCAL, path=str(tiny_base), config={"hidden_size": 65})
+    with pytest.raises(LoradagError, match="hidden_size = 65, but the model has 64"):
+        bring(model, tmp_path / "base")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Call it with a status and the hub's error code; it then answers every request with them."""
+    from huggingface_hub import constants
+
+    servers = []
+
+    def start(status: int, code: str) -> None:
+        class Answer(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(status)
+                self.send_header("X-Error-Code", code)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            do_HEAD = do_GET  # noqa: N815
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", "hf_secret_of_the_test")
+
+    yield start
+    for server in servers:
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "says"),
+    [
+        (403, "GatedRepo", "gated. Accept its licence"),
+        (401, "RepoNotFound", "not on the hub, or private"),
+        (404, "RevisionNotFound", "not a branch, tag or commit"),
+        (401, "", "HF_TOKEN is not accepted"),
+        (500, "", "the hub answered 500"),
+    ],
+)
+def test_each_answer_of_the_hub_has_its_line(hub, tmp_path, status, code, says) -> None:
+    hub(status, code)
+    model = replace(TINY, source="hub", id="someone/something", revision="main")
+    with pytest.raises(LoradagError, match=says) as caught:
+        bring(model, tmp_path / "base")
+    assert "hf_secret_of_the_test" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_network_says_what_needs_none(tmp_path) -> None:
+    model = replace(TINY, source="hub", id="someone/something", revision="main")
+    with pytest.raises(LoradagError, match="model=smollm2_135m, which needs none"):
+        bring(model, tmp_path / "base")

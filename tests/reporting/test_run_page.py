@@ -1,0 +1,125 @@
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from loradag.reporting.results import models
+from loradag.reporting.run_page import report_page
+from loradag.reporting.terminal import print_summary
+from loradag.tracking.flattening import flat_params
+from tests.reporting.example import params, reports
+
+CURVES = {step: {"loss": 4 - step / 60} for step in range(1, 61)}
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Reader(HTMLParser):
+    """Reads the page as a browser would have to: balanced tags, and what it would load."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loaded: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.loaded += [(k, v) for k, v in attributes if k in ("src", "href", "srcset", "data")]
+        self.loaded += [("tag", tag)] if tag in ("script", "link", "iframe", "img") else []
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def page(
+    given: dict[str, Any], whole: dict[str, dict[str, Any]], changed: frozenset[str] = frozenset()
+) -> str:
+    return report_page(
+        "a run", given, flat_params(given), set(changed), whole, CURVES,
+        {stage: stage == "train" for stage in whole}, {"mlflow.source.git.commit": "c" * 40},
+    )  # fmt: skip
+
+
+def test_the_page_is_well_formed_and_loads_nothing() -> None:
+    html = page(params(), reports())
+    assert Reader(html).loaded == []
+    assert "url(" not in html
+    assert "@import" not in html
+
+
+def test_the_page_says_what_the_reports_say() -> None:
+    said = Reader(page(params(), reports())).text
+    for number in ("38.10", "40.70", "19.80", "−48.0 %", "1.78 %", "269 MB", "111 MB", "8,496"):
+        assert number in said
+    for text in (
+        "0.0121",
+        f"≤ {params()['merge']['tolerance']['kl']:g}",
+        "87.5 %",
+        "gguf q8_0",
+        "145 MB",
+        "19.66",
+        "xllamacpp",
+        "20.40 dB",
+    ):
+        assert text in said
+    assert "Author: Albert Einstein" in said
+    assert said.count("from the cache") == len(reports()) - 1 + 1  # six stages, and the caption
+    assert "c" * 12 in said
+
+
+def test_what_a_model_says_is_text_and_no_markup() -> None:
+    whole = reports()
+    whole["evaluate"]["samples"][0]["adapter"] = "<script>alert(1)</script>"
+    html = page(params(), whole)
+    assert "<script>" not in html
+    assert "<script>alert(1)</script>" in Reader(html).text
+
+
+def test_params_that_differ_from_the_committed_are_marked() -> None:
+    assert 'class="changed"' not in page(params(), reports())
+    html = page(params("adapter.r=4", "seed=3"), reports(), frozenset({"adapter.r", "seed"}))
+    assert html.count('class="changed"') == 2
+
+
+def test_a_run_without_quantisation_says_so() -> None:
+    whole = reports()
+    whole["quantize"] = {"scheme": "none", "bytes_full": 269_060_280, "layers": [], "seconds": 1.0}
+    said = Reader(page(params("quantize=none"), whole)).text
+    assert "quantize=none" in said
+    assert [model.name for model in models(whole)] == ["base", "adapter"]
+
+
+def test_a_layer_that_lost_nothing_has_no_error_to_show() -> None:
+    whole = reports()
+    del whole["quantize"]["layers"][0]["sqnr_db"]
+    del whole["quantize"]["histogram"]
+    Reader(page(params(), whole))
+
+
+@pytest.mark.parametrize("stage", list(reports()))
+def test_a_report_may_be_empty(stage: str) -> None:
+    Reader(page(params(), reports() | {stage: {}}))
+    print_summary("a run", params(), reports() | {stage: {}}, {stage: True}, "report.html", "here")
+
+
+def test_the_terminal_says_what_the_reports_say(capsys: pytest.CaptureFixture[str]) -> None:
+    ran = {"train": True, "fetch": False}
+    print_summary("a [run]", params(), reports(), ran, "report.html", "http://127.0.0.1:5000/#/x")
+    said = capsys.readouterr().out
+    for text in (
+        "a [run]", "8,496 held-out tokens", "19.80  −48.0 %", "1.78 %", "269 MB → 111 MB",
+        "passed, into the original base", "0.0121", "gguf q8_0, 145 MB", "57 tokens/s",
+        "dvc exp run -S adapter.r=16", 'python -m stages.generate prompt="…"', "make ui",
+        "http://127.0.0.1:5000/#/x",
+    ):  # fmt: skip
+        assert text in said
+    assert max(map(len, said.splitlines())) <= 80
