@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loradag.config.composition import compose, plain
-from loradag.config.schema import Quantize, validate
+from loradag.config.quantize import Quantize
+from loradag.config.validation import validate
 from loradag.runtime import Paths
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def main() -> None:
     from transformers import AutoConfig
 
     from loradag.checkpoints.tensors import tensors
-    from loradag.models.base import weights_folder
+    from loradag.models.pinning import weights_folder
     from loradag.quantization.conversion import linear_layers
     from loradag.quantization.errors import Error, compare
 

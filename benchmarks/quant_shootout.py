@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from loradag.config.composition import compose, plain
-from loradag.config.schema import Config, Runtime, load_config, validate
+from loradag.config.sections import Config, Runtime
+from loradag.config.validation import load_config, validate
 from loradag.runtime import Paths
-from loradag.runtime.device import configure
+from loradag.runtime.environment import configure
 
 # An option of `quantize=`, and what is set beside it.
 SCHEMES = (

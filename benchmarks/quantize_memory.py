@@ -61,7 +61,7 @@ def build(folder: Path) -> int:
 
 def ours(base: Path, folder: Path) -> None:
     from loradag.config.composition import compose, plain
-    from loradag.config.schema import validate
+    from loradag.config.validation import validate
     from loradag.quantization.conversion import quantize_checkpoint
 
     quantize_checkpoint(base, folder, validate(plain(compose(["quantize=nf4"]))).quantize)

@@ -1,4 +1,4 @@
-"""The configuration: values in `*.yaml`, types and rules in `schema.py`.
+"""The configuration: values in `*.yaml`, types and rules in `loradag/config`.
 
 Importing this package registers the schema with Hydra, so that every composition, also DVC's own
 (`dvc exp run -S`), refuses unknown keys, wrong types and unknown options; and the resolver
@@ -10,7 +10,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from loradag.config.schema import Config, validate
+from loradag.config.sections import Config
+from loradag.config.validation import validate
 
 
 def _checked(*, _root_: Any) -> bool:

@@ -3,7 +3,7 @@
 import sys
 
 from loradag.config.composition import compose, write_params
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 
 if __name__ == "__main__":
     try:

@@ -6,24 +6,20 @@ nothing but its report.
 
 from typing import Any
 
-from loradag.config.schema import Evaluate
-from loradag.runtime import Paths, compute_dtype, run_stage
+from loradag.config.evaluate import Evaluate
+from loradag.models.device import compute_dtype
+from loradag.runtime import Paths, run_stage
 
 
 def evaluate(paths: Paths, evaluate: Evaluate) -> dict[str, Any]:
     from loradag.data.rows import read_rows
-    from loradag.data.token_contract import hold, read_contract
+    from loradag.data.token_contract import read_contract, verify_tokenizer
     from loradag.evaluation.held_out import HeldOut
-    from loradag.models.loading import (
-        is_quantized,
-        load_base,
-        load_quantized,
-        load_tokenizer,
-        load_tuned,
-    )
+    from loradag.models.loading import is_quantized, load_base, load_quantized, load_tuned
+    from loradag.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(paths.base)
-    hold(tokenizer, read_contract(paths.contract))
+    verify_tokenizer(tokenizer, read_contract(paths.contract))
     held_out = HeldOut(tokenizer, read_rows(paths.prepared / "eval.parquet"), evaluate)
     dtype = compute_dtype(evaluate.dtype)
 

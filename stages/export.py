@@ -7,7 +7,11 @@ Reads `artifacts/merged`, `data/prepared`, and for the model card and the adapte
 
 from typing import Any
 
-from loradag.config.schema import Adapter, Export, Prepare, Quantize, Train
+from loradag.config.adapter import Adapter
+from loradag.config.export import Export
+from loradag.config.prepare import Prepare
+from loradag.config.quantize import Quantize
+from loradag.config.train import Train
 from loradag.runtime import Paths, replacing, run_stage
 
 

@@ -6,16 +6,17 @@ weight file, and the weights where the source has no local copy of its own.
 
 from typing import Any
 
-from loradag.config.schema import Model
+from loradag.config.model import Model
 from loradag.runtime import Paths, replacing, run_stage
 
 
 def fetch(paths: Paths, model: Model) -> dict[str, Any]:
     from loradag.checkpoints.headers import architecture, count_parameters
-    from loradag.models.base import bring, weights_folder
+    from loradag.models.base import fetch_base
+    from loradag.models.pinning import weights_folder
 
     with replacing(paths.base) as folder:
-        pin = bring(model, folder)
+        pin = fetch_base(model, folder)
     return {
         "parameters": count_parameters(weights_folder(paths.base)),
         "bytes": sum(file["bytes"] for file in pin["weights"].values()),

@@ -12,9 +12,11 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from loradag.config.schema import LoradagError, load_config
-from loradag.runtime import Paths, compute_dtype
-from loradag.runtime.device import configure
+from loradag.config.problems import LoradagError
+from loradag.config.validation import load_config
+from loradag.models.device import compute_dtype
+from loradag.runtime import Paths
+from loradag.runtime.environment import configure
 
 
 @dataclass
@@ -32,9 +34,9 @@ class Generate:
 
 def generate(paths: Paths, options: Generate) -> None:
     """Print the continuation of `options.prompt`, or hold a dialogue."""
-    from loradag.models.generator import Speaker
+    from loradag.models.generator import TextGenerator
 
-    speaker = Speaker(paths, options.model, compute_dtype("auto"))
+    generator = TextGenerator(paths, options.model, compute_dtype("auto"))
     sampling = {
         "max_new_tokens": options.max_new_tokens,
         "temperature": options.temperature,
@@ -42,13 +44,13 @@ def generate(paths: Paths, options: Generate) -> None:
         "seed": options.seed,
     }
     if not options.chat:
-        print(speaker.go_on(str(options.prompt), **sampling))
+        print(generator.complete(str(options.prompt), **sampling))
         return
     print("A dialogue with the model. An empty line ends it.", file=sys.stderr)
     messages: list[dict[str, str]] = []
     while said := _ask():
         messages.append({"role": "user", "content": said})
-        answer = speaker.answer(messages, **sampling)
+        answer = generator.answer(messages, **sampling)
         print(answer)
         messages.append({"role": "assistant", "content": answer})
 

@@ -7,18 +7,18 @@ stage fails, says by how much, and leaves none.
 
 from typing import Any
 
-from loradag.config.schema import Merge
+from loradag.config.merge import Merge
 from loradag.runtime import Paths, peak_rss_bytes, replacing, run_stage
 
 
 def merge(paths: Paths, merge: Merge) -> dict[str, Any]:
     from loradag.merging.merged_model import write_merged
-    from loradag.merging.verification import hold_parity
+    from loradag.merging.verification import verify_merge
 
     with replacing(paths.merged) as folder:
         write_merged(paths, folder, base=merge.base, dtype=merge.dtype)
         peak = peak_rss_bytes()
-        parity = hold_parity(paths, folder, merge)
+        parity = verify_merge(paths, folder, merge)
     return {"base": merge.base, "peak_rss_bytes": peak, **parity}
 
 

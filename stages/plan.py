@@ -9,7 +9,7 @@ trained, and about how much memory `train` and `merge` would take.
 import sys
 from pathlib import Path
 
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 
 
 def plan(arguments: list[str]) -> None:

@@ -7,17 +7,19 @@ Reads the data source that `prepare` names and the tokenizer in `artifacts/base`
 from collections import Counter
 from typing import Any
 
-from loradag.config.schema import LoradagError, Prepare
+from loradag.config.prepare import Prepare
+from loradag.config.problems import LoradagError
 from loradag.runtime import Paths, replacing, run_stage
 
 
 def prepare(paths: Paths, prepare: Prepare) -> dict[str, Any]:
-    from loradag.data.rows import SPLITS, encode_rows, select, split_of, truncated, write_rows
+    from loradag.data.rows import write_rows
+    from loradag.data.selection import SPLITS, encode_rows, select, split_of, truncated
     from loradag.data.sources import read_source
     from loradag.data.statistics import count_tokens, token_lengths
     from loradag.data.templates import Template
     from loradag.data.token_contract import make_contract, write_contract
-    from loradag.models.loading import load_tokenizer
+    from loradag.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(paths.base)
     template = Template(prepare.template, prepare.prompt, prepare.completion)

@@ -7,12 +7,12 @@ Reads `artifacts/base` (and the calibration rows, where the scheme needs them); 
 
 from typing import Any
 
-from loradag.config.schema import Quantize
+from loradag.config.quantize import Quantize
 from loradag.runtime import Paths, peak_rss_bytes, replacing, run_stage, write_json
 
 
 def quantize(paths: Paths, quantize: Quantize) -> dict[str, Any]:
-    from loradag.models.base import weights_folder
+    from loradag.models.pinning import weights_folder
     from loradag.quantization.calibration import calibrate, read_rows
     from loradag.quantization.conversion import measure_unquantized, quantize_checkpoint
 

@@ -8,7 +8,14 @@ MLflow is complete either way, and says which stages ran.
 import json
 from dataclasses import asdict
 
-from loradag.config.schema import Adapter, Evaluate, Export, Merge, Model, Prepare, Quantize, Train
+from loradag.config.adapter import Adapter
+from loradag.config.evaluate import Evaluate
+from loradag.config.export import Export
+from loradag.config.merge import Merge
+from loradag.config.model import Model
+from loradag.config.prepare import Prepare
+from loradag.config.quantize import Quantize
+from loradag.config.train import Train
 from loradag.runtime import Paths, replacing, run_stage
 
 STAGES = ("fetch", "prepare", "quantize", "train", "evaluate", "merge", "export")

@@ -18,7 +18,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import conf  # noqa: F401  # registers the schema
 from loradag.config.composition import plain, write_params
-from loradag.config.schema import LoradagError, validate
+from loradag.config.problems import LoradagError
+from loradag.config.validation import validate
 from loradag.sweeps.lifecycle import concluding
 
 

@@ -10,14 +10,17 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from loradag.config.schema import Adapter, Train, method_name
-from loradag.runtime import Paths, compute_dtype, device, peak_memory_bytes, replacing, run_stage
+from loradag.config.adapter import Adapter
+from loradag.config.train import Train
+from loradag.models.device import compute_dtype, device
+from loradag.runtime import Paths, peak_memory_bytes, replacing, run_stage
+from loradag.training.naming import method_name
 
 
 def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> dict[str, Any]:
     from loradag.data.rows import read_rows
-    from loradag.data.token_contract import hold, read_contract
-    from loradag.models.loading import load_tokenizer
+    from loradag.data.token_contract import read_contract, verify_tokenizer
+    from loradag.models.tokenizer import load_tokenizer
     from loradag.tracking.live import live_callback
     from loradag.training.curve import final_loss, write_curve
     from loradag.training.method import (
@@ -29,7 +32,7 @@ def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> dict[str, 
     from loradag.training.trainer import make_trainer
 
     tokenizer = load_tokenizer(paths.base)
-    hold(tokenizer, read_contract(paths.contract))
+    verify_tokenizer(tokenizer, read_contract(paths.contract))
     options = [asdict(adapter), asdict(train), seed]
     files = [*paths.prepared.iterdir(), *paths.quantized.iterdir(), paths.base / "pin.json"]
     key = inputs_key(options, files)

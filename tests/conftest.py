@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from loradag.config.composition import compose, plain, write_params
-from loradag.config.schema import Config, Runtime, validate
+from loradag.config.sections import Config, Runtime
+from loradag.config.validation import validate
 from loradag.runtime import Paths
-from loradag.runtime.device import configure
+from loradag.runtime.environment import configure
 from loradag.runtime.stage import sections
 
 ROOT = Path(__file__).parents[1]
@@ -46,10 +47,10 @@ def _apart(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base as `fetch` writes it: random weights, a real tokenizer."""
-    from loradag.models.base import bring
+    from loradag.models.base import fetch_base
 
     folder = tmp_path_factory.mktemp("tiny") / "base"
-    bring(smoke_config().model, folder)
+    fetch_base(smoke_config().model, folder)
     return folder
 
 

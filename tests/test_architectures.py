@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from loradag.config.schema import Config
+from loradag.config.sections import Config
 from loradag.runtime import Paths
 from tests.conftest import run_stages, smoke_config
 from tests.sentencepiece_model import save_model

@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from loradag.config.composition import compose, plain
-from loradag.config.schema import ConfigError, LoradagError, load_config, validate
+from loradag.config.problems import ConfigError, LoradagError
+from loradag.config.validation import load_config, validate
 from tests.conftest import ROOT
 
 GROUPS = ("model", "prepare", "quantize", "adapter", "train", "evaluate", "merge", "export")

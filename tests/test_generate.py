@@ -5,9 +5,10 @@ import io
 import pytest
 import torch
 
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 from loradag.evaluation.samples import greedy
-from loradag.models.loading import load_quantized, load_tokenizer, load_tuned
+from loradag.models.loading import load_quantized, load_tuned
+from loradag.models.tokenizer import load_tokenizer
 from loradag.runtime import Paths
 from stages.generate import Generate, generate, read_options
 

@@ -1,6 +1,6 @@
 import pytest
 
-from loradag.config.schema import ConfigError
+from loradag.config.problems import ConfigError
 from loradag.models.loading import is_quantized
 from stages.quantize import quantize
 from tests.conftest import smoke_config

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,8 @@ from hydra import initialize_config_module
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from loradag.config.schema import LoradagError, validate
+from loradag.config.problems import LoradagError
+from loradag.config.validation import validate
 
 
 def compose(overrides: list[str]) -> DictConfig:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from loradag.config.schema import LoradagError, Prepare
+from loradag.config.prepare import Prepare
+from loradag.config.problems import LoradagError
 
 Fields = dict[str, Any]
 

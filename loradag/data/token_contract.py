@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 from loradag.data.rows import Row
 from loradag.data.templates import Template, encode, encode_prompt
 
@@ -64,7 +64,7 @@ def read_contract(path: Path) -> Contract:
     return Contract(**fields)
 
 
-def hold(tokenizer: Any, contract: Contract) -> None:
+def verify_tokenizer(tokenizer: Any, contract: Contract) -> None:
     """Hold a tokenizer to the contract.
 
     Raises:

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from loradag.config.schema import Evaluate
+from loradag.config.evaluate import Evaluate
 from loradag.data.rows import Row
 from loradag.evaluation.perplexity import score
 from loradag.evaluation.samples import greedy

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loradag.config.schema import Adapter, Prepare, Quantize, Train, method_name
+from loradag.config.adapter import Adapter
+from loradag.config.prepare import Prepare
+from loradag.config.quantize import Quantize
+from loradag.config.train import Train
+from loradag.training.naming import method_name
 
 HOW = {
     "safetensors": """```python

@@ -6,10 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from loradag.config.schema import Export, LoradagError
+from loradag.config.export import Export
+from loradag.config.problems import LoradagError
 from loradag.data.rows import read_rows
 from loradag.data.templates import encode_prompt
-from loradag.data.token_contract import Contract, hold, read_contract
+from loradag.data.token_contract import Contract, read_contract, verify_tokenizer
 from loradag.evaluation.parity import greedy_match
 from loradag.export.gguf_format import round_weights
 from loradag.export.measurement import QUESTION, Finding, Trial, find_in_transformers
@@ -19,11 +20,13 @@ from loradag.export.runtimes import (
     find_in_llamacpp,
     in_fresh_process,
 )
-from loradag.models.base import weights_folder
-from loradag.models.loading import load_base, load_model, load_tokenizer, load_tuned
+from loradag.models.device import compute_dtype
+from loradag.models.loading import load_base, load_model, load_tuned
+from loradag.models.pinning import weights_folder
+from loradag.models.tokenizer import load_tokenizer
 from loradag.quantization.lattice import read_grid
-from loradag.runtime import Paths, compute_dtype
-from loradag.runtime.device import threads
+from loradag.runtime import Paths
+from loradag.runtime.environment import threads
 
 LONGEST = 256  # tokens of a row: llama.cpp is asked for each by itself
 PROMPTS = 2  # of rows, for greedy text
@@ -46,7 +49,7 @@ def prove(paths: Paths, exported: dict[str, Path], export: Export) -> dict[str, 
     """
     contract = read_contract(paths.contract)
     tokenizer = load_tokenizer(paths.merged)
-    hold(tokenizer, contract)
+    verify_tokenizer(tokenizer, contract)
     trial = _trial(paths, contract, tokenizer, export)
     merged = find_in_transformers(
         load_model(paths.merged, compute_dtype("auto")), tokenizer, trial, ""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loradag.checkpoints.streaming_writer import INDEX, SINGLE, ShardWriter, entries, stream
-from loradag.models.base import PATTERNS
+from loradag.models.pinning import PATTERNS
 
 WEIGHTS = ("adapter_config.json", "adapter_model.safetensors")
 

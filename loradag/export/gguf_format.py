@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 from loradag.quantization.lattice import Grid, read_grid
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 from loradag.export.measurement import Finding, Trial, find_in_transformers
 
 TOP = 1000  # next tokens asked for first; the whole vocabulary only where the right one is rarer
@@ -45,8 +45,9 @@ def _close_hub() -> None:
 
 def find_in_folder(folder: str, trial: Trial) -> Finding:
     """transformers, with nothing but the folder."""
-    from loradag.models.loading import load_model, load_tokenizer
-    from loradag.runtime import compute_dtype
+    from loradag.models.device import compute_dtype
+    from loradag.models.loading import load_model
+    from loradag.models.tokenizer import load_tokenizer
 
     model = load_model(Path(folder), compute_dtype("auto"))
     return find_in_transformers(
@@ -58,8 +59,9 @@ def find_in_adapter(folder: str, base: str, trial: Trial) -> Finding:
     """peft, with the adapter's folder on the base's."""
     from peft import PeftModel
 
-    from loradag.models.loading import load_model, load_tokenizer
-    from loradag.runtime import compute_dtype
+    from loradag.models.device import compute_dtype
+    from loradag.models.loading import load_model
+    from loradag.models.tokenizer import load_tokenizer
 
     model = PeftModel.from_pretrained(load_model(Path(base), compute_dtype("auto")), folder).eval()
     return find_in_transformers(model, load_tokenizer(Path(folder)), trial, _version("peft"))

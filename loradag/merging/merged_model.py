@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loradag.merging.streaming import cast, merge_streaming
-from loradag.models.base import PATTERNS, PIN, weights_folder
 from loradag.models.loading import is_adapter, is_quantized
+from loradag.models.pinning import PATTERNS, PIN, weights_folder
 from loradag.runtime import Paths
 
 if TYPE_CHECKING:

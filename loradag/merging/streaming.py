@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from loradag.checkpoints.skeleton import Skeleton, read_skeleton
 from loradag.checkpoints.streaming_writer import DTYPES, FLOATS, Entry, ShardWriter, entries, stream
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 from loradag.merging.low_rank import Updates, read_adapter
 
 if TYPE_CHECKING:

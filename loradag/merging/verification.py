@@ -18,23 +18,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loradag.checkpoints.streaming_writer import DTYPES, FLOATS, entries
-from loradag.config.schema import LoradagError, Merge, Tolerance
+from loradag.config.merge import Merge, Tolerance
+from loradag.config.problems import LoradagError
 from loradag.data.rows import read_rows
 from loradag.data.templates import encode_prompt
-from loradag.data.token_contract import hold, read_contract
+from loradag.data.token_contract import read_contract, verify_tokenizer
 from loradag.evaluation.parity import Parity, Probe, compare, record
 from loradag.merging.layers import largest_error, layer_outputs, rounding_bound
 from loradag.merging.merged_model import float_weights
+from loradag.models.device import compute_dtype
 from loradag.models.loading import (
     is_adapter,
     is_quantized,
     load_base,
     load_model,
     load_quantized,
-    load_tokenizer,
     load_tuned,
 )
-from loradag.runtime import Paths, compute_dtype
+from loradag.models.tokenizer import load_tokenizer
+from loradag.runtime import Paths
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +45,7 @@ ROUNDING_ROWS = 4  # wrong arithmetic shows on every token
 PROMPTS = 4  # of rows, for greedy text
 
 
-def hold_parity(paths: Paths, merged: Path, merge: Merge) -> dict[str, Any]:
+def verify_merge(paths: Paths, merged: Path, merge: Merge) -> dict[str, Any]:
     """Hold the model in the folder `merged` to the trained one; return the report's numbers.
 
     Raises:
@@ -51,7 +53,7 @@ def hold_parity(paths: Paths, merged: Path, merge: Merge) -> dict[str, Any]:
     """
     contract = read_contract(paths.contract)
     tokenizer = load_tokenizer(merged)
-    hold(tokenizer, contract)
+    verify_tokenizer(tokenizer, contract)
     rows = read_rows(paths.prepared / "eval.parquet")[: merge.rows]
     texts = [golden.ids for golden in contract.golden if golden.ids]
     prompts = [encode_prompt(row.prompt, tokenizer) for row in rows[:PROMPTS]]

@@ -13,16 +13,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from loradag.config.schema import LoradagError, Model
-
-PIN = "pin.json"
-# All that a base is made of; never pickled weights.
-PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-# Not the folders that some repositories keep the same weights in once more.
-HUB_FILES: dict[str, Any] = {"allow_patterns": list(PATTERNS), "ignore_patterns": ["*/*"]}
+from loradag.config.model import Model
+from loradag.config.problems import LoradagError
+from loradag.models.pinning import HUB_FILES, PATTERNS, PIN, sha256
 
 
-def bring(model: Model, folder: Path) -> dict[str, Any]:
+def fetch_base(model: Model, folder: Path) -> dict[str, Any]:
     """Fill `folder` from `model.source` and return the pin that was written there.
 
     Raises:
@@ -37,15 +33,10 @@ def bring(model: Model, folder: Path) -> dict[str, Any]:
         "local": _from_folder,
         "random": _from_config,
     }[model.source](model, folder)
-    _mend_padding(model, folder)
-    _hold_to_config(model, folder)
+    _fix_padding(model, folder)
+    _verify_config(model, folder)
     (folder / PIN).write_text(json.dumps(pin, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return pin
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _pin_files(folder: Path) -> dict[str, Any]:
@@ -213,7 +204,7 @@ def _need_weights(weights: dict[str, Any], where: str) -> dict[str, Any]:
     return weights
 
 
-def _mend_padding(model: Model, folder: Path) -> None:
+def _fix_padding(model: Model, folder: Path) -> None:
     """Give the tokenizer a pad of its own: where pad is EOS, masking one masks the other."""
     from transformers import AutoTokenizer
 
@@ -233,7 +224,7 @@ def _mend_padding(model: Model, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _hold_to_config(model: Model, folder: Path) -> None:
+def _verify_config(model: Model, folder: Path) -> None:
     from transformers import AutoConfig
 
     actual = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -247,34 +238,3 @@ def _hold_to_config(model: Model, folder: Path) -> None:
         wrong.append(f"  - model.context = {model.context}, but the model has {longest}")
     if wrong:
         raise LoradagError("\n".join(["the model is not what its config says:", *wrong]))
-
-
-def weights_folder(base: Path) -> Path:
-    """The folder that holds the weights which `base` pins, checked against the pin.
-
-    Raises:
-        LoradagError: they are gone or have changed.
-    """
-    pin = json.loads((base / PIN).read_text(encoding="utf-8"))
-    if pin["source"] == "hub":
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
-        pinned = {"revision": pin["revision"], **HUB_FILES}
-        try:
-            return Path(snapshot_download(pin["id"], local_files_only=True, **pinned))
-        except LocalEntryNotFoundError:
-            return Path(snapshot_download(pin["id"], **pinned))
-    if pin["source"] != "local":
-        return base
-    folder = Path(pin["path"]).expanduser()
-    for name, file in pin["weights"].items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != file["bytes"] or (
-            sha256(path) != file["sha256"]
-        ):  # fmt: skip
-            raise LoradagError(
-                f"{path}: is not what was pinned. Restore it, or pin it anew with "
-                "`dvc repro --force fetch`."
-            )
-    return folder

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 from loradag.data.templates import chat_prompt, render_prompt
 from loradag.data.token_contract import read_contract
-from loradag.models.loading import load_base, load_model, load_quantized, load_tokenizer, load_tuned
+from loradag.models.loading import load_base, load_model, load_quantized, load_tuned
+from loradag.models.tokenizer import load_tokenizer
 from loradag.runtime import Paths
 
 if TYPE_CHECKING:
     import torch
 
 
-class Speaker:
+class TextGenerator:
     """The transformers text-generation pipeline over one of a run's models."""
 
     def __init__(self, paths: Paths, model: str, dtype: torch.dtype) -> None:
@@ -34,7 +35,7 @@ class Speaker:
         self.tokenizer = load_tokenizer(paths.base)
         self.pipe = pipeline("text-generation", model=load[model](), tokenizer=self.tokenizer)
 
-    def go_on(self, prompt: str, **sampling: Any) -> str:
+    def complete(self, prompt: str, **sampling: Any) -> str:
         """The rendered prompt and what the model goes on with."""
         text = render_prompt(self.template, prompt, self.tokenizer)
         said = self._generate(text, **sampling)

@@ -7,17 +7,12 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loradag.models.base import weights_folder
-from loradag.runtime import Paths, device
+from loradag.models.device import device
+from loradag.models.pinning import weights_folder
+from loradag.runtime import Paths
 
 if TYPE_CHECKING:
     import torch
-
-
-def load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> Any:

@@ -9,10 +9,10 @@ from typing import Any
 
 from hydra.errors import HydraException
 
-from loradag.config.schema import ConfigError, LoradagError
+from loradag.config.problems import ConfigError, LoradagError
 from loradag.planning.memory import longest_drawn, merge_bytes, train_bytes
 from loradag.planning.parameters import Shape, model_shape, total_parameters, trainable_parameters
-from loradag.planning.pipeline import Fate, Pipeline, Planned
+from loradag.planning.pipeline import Pipeline, Planned, StageStatus
 from loradag.sweeps.grid import composer, expand, is_grid, sweep_overrides, swept_keys
 
 
@@ -81,7 +81,7 @@ def _plan(
     shape = model_shape(params["model"])
     if shape is None:
         return JobPlan(swept, stages, (), None, None, None, None, None, None)
-    fetched = any(stage.name == "fetch" and stage.fate is Fate.CACHED for stage in stages)
+    fetched = any(stage.name == "fetch" and stage.status is StageStatus.CACHED for stage in stages)
     download = params["model"]["source"] == "hub" and not fetched
     lengths = pipeline.token_lengths(stages)
     longest = longest_drawn(lengths, params["train"]) if lengths else None
@@ -118,8 +118,8 @@ def print_overview(plan: Overview) -> None:
     for number, job in enumerate(plan.jobs):
         row = [str(number)] if several else []
         row += [job.swept.get(key, "") for key in plan.keys]
-        fates = {stage.name: _told(stage, owners, number) for stage in job.stages}
-        row += [fates.get(name, "[red]no[/red]") for name in names]
+        statuses = {stage.name: _told(stage, owners, number) for stage in job.stages}
+        row += [statuses.get(name, "[red]no[/red]") for name in names]
         trained = ""
         if job.trainable is not None and job.total is not None:
             trained = f"{count(job.trainable)} ({percent(job.trainable / job.total)})"
@@ -145,9 +145,9 @@ def print_overview(plan: Overview) -> None:
 
 
 def _told(stage: Planned, owners: dict[str, int], number: int) -> str:
-    if stage.fate is Fate.CACHED:
+    if stage.status is StageStatus.CACHED:
         return "[dim]cache[/dim]"
-    if stage.fate is Fate.ALWAYS or owners.setdefault(stage.key, number) == number:
+    if stage.status is StageStatus.ALWAYS or owners.setdefault(stage.key, number) == number:
         return "[bold]run[/bold]"
     return f"[dim]#{owners[stage.key]}[/dim]"
 
@@ -155,8 +155,8 @@ def _told(stage: Planned, owners: dict[str, int], number: int) -> str:
 def _summary(jobs: list[JobPlan]) -> str:
     """`10 stage runs of 16: ...`: equal inputs run once, `report` in every job."""
     stages = [stage for job in jobs for stage in job.stages]
-    runs = {stage.key: stage.name for stage in stages if stage.fate is Fate.RUNS}
-    always = [stage.name for stage in stages if stage.fate is Fate.ALWAYS]
+    runs = {stage.key: stage.name for stage in stages if stage.status is StageStatus.RUNS}
+    always = [stage.name for stage in stages if stage.status is StageStatus.ALWAYS]
     by_name = Counter([*runs.values(), *always])
     told = ", ".join(f"{name} {times}" for name, times in by_name.items())
     total = len(runs) + len(always)

@@ -23,7 +23,7 @@ import yaml
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class Fate(StrEnum):
+class StageStatus(StrEnum):
     """What becomes of a stage."""
 
     CACHED = "cached"
@@ -47,7 +47,7 @@ class Planned:
 
     name: str
     key: str
-    fate: Fate
+    status: StageStatus
     outs: Mapping[str, str]  # path: hash; of a stage that runs, what stands for it
 
 
@@ -83,9 +83,15 @@ class Pipeline:
         for stage in self.stages(params):
             key = run_cache_key(stage, [self._hash(dep, made) for dep in stage.deps], params)
             outs = self._cached_outs(stage, key) if stage.cacheable else None
-            fate = Fate.ALWAYS if not stage.cacheable else Fate.CACHED if outs else Fate.RUNS
+            status = (
+                StageStatus.ALWAYS
+                if not stage.cacheable
+                else StageStatus.CACHED
+                if outs
+                else StageStatus.RUNS
+            )
             outs = outs or {out: f"{key}:{out}" for out in stage.outs}
-            planned.append(Planned(stage.name, key, fate, outs))
+            planned.append(Planned(stage.name, key, status, outs))
             made |= outs
         return planned
 
@@ -104,7 +110,7 @@ class Pipeline:
     def token_lengths(self, planned: Sequence[Planned]) -> dict[str, Any] | None:
         """`token_length` of prepare's report, where the cache has it."""
         for stage in planned:
-            if stage.name == "prepare" and stage.fate is Fate.CACHED:
+            if stage.name == "prepare" and stage.status is StageStatus.CACHED:
                 report = json.loads(self._object(stage.outs["reports/prepare.json"]).read_text())
                 return report["token_length"]  # type: ignore[no-any-return]
         return None

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from loradag.config.schema import Quantize
+    from loradag.config.quantize import Quantize
     from loradag.quantization.calibration import Activations
 
 

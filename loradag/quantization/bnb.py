@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 
 if TYPE_CHECKING:
     import torch
 
-    from loradag.config.schema import Quantize
+    from loradag.config.quantize import Quantize
 
 STATE = ".quant_state.bitsandbytes__"
 LARGEST = 65504.0  # of float16, which LLM.int8 quantises from

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 
 if TYPE_CHECKING:
     import torch
 
-    from loradag.config.schema import Quantize
+    from loradag.config.quantize import Quantize
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 from loradag.checkpoints.headers import tensor_shapes
 from loradag.checkpoints.shards import save_shards
 from loradag.checkpoints.tensors import tensor_files, tensors
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
+from loradag.models.device import device
 from loradag.quantization import schemes
 from loradag.quantization.errors import Error, compare
 from loradag.quantization.histogram import Histogram
-from loradag.runtime import device
 
 if TYPE_CHECKING:
     import torch
 
-    from loradag.config.schema import Quantize
+    from loradag.config.quantize import Quantize
     from loradag.quantization.calibration import Activations
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from loradag.config.schema import BNB_SCHEMES, TORCHAO_SCHEMES
+from loradag.config.quantize import BNB_SCHEMES, TORCHAO_SCHEMES
 from loradag.quantization import affine, bnb
 
 if TYPE_CHECKING:
     import torch
 
-    from loradag.config.schema import Quantize
+    from loradag.config.quantize import Quantize
     from loradag.quantization.calibration import Activations
 
 

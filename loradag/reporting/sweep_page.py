@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from loradag.reporting import formatting as text
 from loradag.reporting.sweep_figures import figures
-from loradag.sweeps.comparison import bring_home, by_rank, settings, verdict_of, winner
+from loradag.sweeps.comparison import by_rank, promote_command, settings, verdict_of, winner
 from loradag.sweeps.job_records import JobRecord
 
 
@@ -31,7 +31,7 @@ def sweep_page(name: str, jobs: Sequence[JobRecord], keys: Sequence[str]) -> str
         seconds=sum(job.seconds for job in jobs),
         saved=sum(job.saved_seconds for job in jobs),
         best=best,
-        command=bring_home(best) if best else "",
+        command=promote_command(best) if best else "",
         seeds=[(s, verdict_of(ranked[0], s)) for s in ranked] if several else [],
         figures=figures(jobs, ranked),
         number=text.number,

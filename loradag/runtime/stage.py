@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from loradag.config.schema import Config, LoradagError, load_config
+from loradag.config.problems import LoradagError
+from loradag.config.sections import Config
+from loradag.config.validation import load_config
 from loradag.runtime.atomic import write_json
-from loradag.runtime.device import configure
+from loradag.runtime.environment import configure
 from loradag.runtime.paths import Paths
 
 

@@ -75,7 +75,7 @@ def winner(jobs: Sequence[JobRecord]) -> JobRecord | None:
     return by_rank(ranked[0].jobs)[0] if ranked else None
 
 
-def bring_home(job: JobRecord) -> str:
+def promote_command(job: JobRecord) -> str:
     """The command that makes `job` the project's own; its outs come from the cache."""
     overrides = map(shlex.quote, without_unstaged(job.overrides))
     return " ".join(["python -m conf", *overrides, "&& dvc repro"])

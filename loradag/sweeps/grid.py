@@ -20,7 +20,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from loradag.config.composition import plain
-from loradag.config.schema import ConfigError, LoradagError, Problem, validate
+from loradag.config.problems import ConfigError, LoradagError, Problem
+from loradag.config.validation import validate
 
 UNSTAGED = ("runtime", "sweep")  # sections that cannot change an output
 

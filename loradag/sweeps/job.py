@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from loradag.config.schema import LoradagError, validate
+from loradag.config.problems import LoradagError
+from loradag.config.validation import validate
 from loradag.runtime import Paths
 from loradag.sweeps.execution import RECORD
 from loradag.sweeps.job_records import JobRecord, SweepRecord

@@ -19,7 +19,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.markup import escape
 
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 from loradag.sweeps.grid import (
     UNSTAGED,
     Composer,
@@ -114,9 +114,9 @@ def _conclude(folder: Path, code: Any) -> Any:
 
     from loradag.reporting.sweep_page import sweep_page
     from loradag.sweeps.comparison import (
-        bring_home,
         by_rank,
         job_table,
+        promote_command,
         seed_table,
         settings,
         winner,
@@ -140,7 +140,7 @@ def _conclude(folder: Path, code: Any) -> Any:
     console.print(f"Page: {page.name}; records: {folder.relative_to(sweep.project)}")
     if best := winner(jobs):
         console.print("Bring the best home (nothing but its report runs):")
-        console.print(f"  {bring_home(best)}", markup=False)
+        console.print(f"  {promote_command(best)}", markup=False)
     if code == 130:
         console.print("Stopped. The same command goes on: what has run is in the cache.")
     status = "KILLED" if code == 130 else "FAILED" if failed or code else "FINISHED"

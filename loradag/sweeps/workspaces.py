@@ -18,9 +18,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from loradag.config.composition import write_params
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 
 OUTS = ("outs", "metrics", "plots")
+# Also copied where no stage depends on it: how stages are run and watched changes no output.
+CODE = ("conf", "loradag", "stages")
 
 
 def take_snapshot(project: Path, folder: Path) -> str:
@@ -29,11 +31,13 @@ def take_snapshot(project: Path, folder: Path) -> str:
     All jobs start from the snapshot, so that an edit during the sweep reaches none of them.
     """
     digest = hashlib.sha256()
-    for path in sorted(_sources(project)):
+    sources = set(_sources(project))
+    code = {path for name in CODE for path in _files(project, Path(name))}
+    for path in sorted(sources | code):
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(project / path, target)
-        if path != Path("dvc.lock"):  # a record of what ran, not a source
+        if path in sources and path != Path("dvc.lock"):  # a record of what ran, not a source
             digest.update(f"{path}\0".encode() + target.read_bytes() + b"\0")
     return digest.hexdigest()
 

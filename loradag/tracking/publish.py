@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 from loradag.runtime import Paths
 from loradag.tracking.flattening import flat_metrics
 from loradag.tracking.live import close_run, log_points, logged_steps, open_run

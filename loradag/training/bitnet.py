@@ -23,7 +23,7 @@ import torch
 from transformers import AutoConfig, BitNetQuantConfig
 from transformers.integrations.bitnet import VALUES_PER_ITEM, AutoBitLinear, pack_weights
 
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 from loradag.models.loading import load_model
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 
 IGNORED = -100  # the label that no loss is taken of
 

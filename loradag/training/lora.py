@@ -20,7 +20,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from loradag.config.schema import Adapter, LoradagError
+from loradag.config.adapter import Adapter
+from loradag.config.problems import LoradagError
 
 INITIAL = "initial"
 

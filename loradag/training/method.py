@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loradag.config.schema import Adapter, Train
-from loradag.models.base import PIN, weights_folder
+from loradag.config.adapter import Adapter
+from loradag.config.train import Train
 from loradag.models.loading import load_base, load_quantized
+from loradag.models.pinning import PIN, weights_folder
 from loradag.runtime import Paths
 from loradag.training import bitnet, qat
 from loradag.training.lora import add_adapter, save_adapter
@@ -33,7 +34,7 @@ def load_trainable(
         base = qat.fake_quantize(load_base(paths, torch.float32), train)
         if adapter.variant == "none":
             return base
-        return qat.hold_adapted(add_adapter(base, adapter, weights, state, qat.LAYERS))
+        return qat.check_adapted_layers(add_adapter(base, adapter, weights, state, qat.LAYERS))
     if adapter.variant == "none":
         return load_base(paths, torch.float32)
     tuned = add_adapter(load_quantized(paths, dtype), adapter, weights, state)

@@ -27,7 +27,8 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraLayer
 from torchao.quantization.qat import FakeQuantizedLinear
 
-from loradag.config.schema import LoradagError, Train
+from loradag.config.problems import LoradagError
+from loradag.config.train import Train
 from loradag.models.activations import NOTE, inner_linears
 from loradag.quantization.fake_quantize import fake_quantized, round_weight
 from loradag.runtime import write_json
@@ -77,7 +78,7 @@ def fake_quantize(model: Any, train: Train) -> Any:
     return model
 
 
-def hold_adapted(tuned: Any) -> Any:
+def check_adapted_layers(tuned: Any) -> Any:
     """The `PeftModel` as it is.
 
     Raises:

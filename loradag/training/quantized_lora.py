@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from loradag.config.schema import Adapter
+from loradag.config.adapter import Adapter
 from loradag.quantization.fake_quantize import fake_quantized, round_weight
 
 

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
-from loradag.config.schema import Train
+from loradag.config.train import Train
 from loradag.data.rows import Row
 from loradag.training.guards import IGNORED, FiniteLoss, check_labels
 

@@ -3,8 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from loradag.config.schema import LoradagError
-from loradag.data.rows import Row, content_id, read_rows, select, split_of, write_rows
+from loradag.config.problems import LoradagError
+from loradag.data.rows import Row, read_rows, write_rows
+from loradag.data.selection import content_id, select, split_of
 from loradag.data.templates import Template
 from tests.conftest import smoke_config
 

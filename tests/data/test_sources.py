@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 from loradag.data.sources import read_source
 from tests.conftest import smoke_config
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loradag.data.templates import Template, encode, encode_prompt, render, render_prompt
-from loradag.models.loading import load_tokenizer
+from loradag.models.tokenizer import load_tokenizer
 
 PLAIN = Template("plain", "Quote: {quote}", "\nAuthor: {author}")
 CHAT = Template("chat", "{quote}", "{author}")

@@ -2,11 +2,16 @@ import copy
 
 import pytest
 
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 from loradag.data.rows import Row
 from loradag.data.templates import Template, encode
-from loradag.data.token_contract import hold, make_contract, read_contract, write_contract
-from loradag.models.loading import load_tokenizer
+from loradag.data.token_contract import (
+    make_contract,
+    read_contract,
+    verify_tokenizer,
+    write_contract,
+)
+from loradag.models.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +30,7 @@ def contract(tokenizer):
 def test_it_is_kept_by_its_own_tokenizer_also_from_the_file(tokenizer, contract, tmp_path) -> None:
     write_contract(tmp_path / "contract.json", contract)
     assert read_contract(tmp_path / "contract.json") == contract
-    hold(tokenizer, contract)
+    verify_tokenizer(tokenizer, contract)
 
 
 def test_a_lost_digit_splitter_is_caught(tokenizer, contract) -> None:
@@ -34,14 +39,14 @@ def test_a_lost_digit_splitter_is_caught(tokenizer, contract) -> None:
     broken = copy.deepcopy(tokenizer)
     broken.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     with pytest.raises(LoradagError, match="a  2024"):
-        hold(broken, contract)
+        verify_tokenizer(broken, contract)
 
 
 def test_pad_as_eos_is_caught(tokenizer, contract) -> None:
     broken = copy.deepcopy(tokenizer)
     broken.pad_token = broken.eos_token
     with pytest.raises(LoradagError, match="pad_token_id"):
-        hold(broken, contract)
+        verify_tokenizer(broken, contract)
 
 
 def test_an_added_bos_is_caught(tokenizer, contract) -> None:
@@ -52,4 +57,4 @@ def test_an_added_bos_is_caught(tokenizer, contract) -> None:
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", broken.bos_token_id)]
     )
     with pytest.raises(LoradagError, match="breaks the token contract"):
-        hold(broken, contract)
+        verify_tokenizer(broken, contract)

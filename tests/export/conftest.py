@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loradag.config.schema import Config
+from loradag.config.sections import Config
 from loradag.models.loading import load_model
 from loradag.runtime import Paths
 from tests.conftest import run_stages, smoke_config

@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
-from loradag.config.schema import Config, LoradagError
+from loradag.config.problems import LoradagError
+from loradag.config.sections import Config
 from loradag.export import formats as write
-from loradag.models.loading import load_model, load_tokenizer
+from loradag.models.loading import load_model
+from loradag.models.tokenizer import load_tokenizer
 from loradag.runtime import Paths
 from tests.conftest import run_stages, smoke_config
 
@@ -179,7 +181,7 @@ def test_a_file_that_no_runtime_loads_is_one_message(
 
 
 def test_an_adapter_is_refused_where_none_is_trained() -> None:
-    from loradag.config.schema import ConfigError
+    from loradag.config.problems import ConfigError
 
     with pytest.raises((ConfigError, LoradagError), match=r"export\.formats.*adapter\.variant"):
         smoke_config("quantize=none", "adapter=none", "export.formats=[adapter]")

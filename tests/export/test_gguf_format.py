@@ -83,8 +83,8 @@ def test_same_model_same_bytes_wherever_it_lies(exportable: Paths, tmp_path: Pat
 def test_an_unknown_tokenizer_is_refused(exportable: Paths, tmp_path: Path) -> None:
     from tokenizers import pre_tokenizers
 
-    from loradag.config.schema import LoradagError
-    from loradag.models.loading import load_tokenizer
+    from loradag.config.problems import LoradagError
+    from loradag.models.tokenizer import load_tokenizer
 
     model = tmp_path / "model"
     shutil.copytree(exportable.merged, model)

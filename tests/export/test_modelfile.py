@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from loradag.export.modelfile import read_turns
-from loradag.models.loading import load_tokenizer
+from loradag.models.tokenizer import load_tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

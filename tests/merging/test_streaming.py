@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 from loradag.merging.streaming import merge_streaming
 from tests.merging.conftest import ARCHITECTURES
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from loradag.config.schema import Config, LoradagError, Tolerance
+from loradag.config.merge import Tolerance
+from loradag.config.problems import LoradagError
+from loradag.config.sections import Config
 from loradag.evaluation.parity import Parity
 from loradag.merging.low_rank import LowRank
 from loradag.merging.verification import _checks

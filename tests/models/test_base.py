@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 
 from loradag.checkpoints.headers import architecture, count_parameters
-from loradag.config.schema import LoradagError
-from loradag.models.base import PIN, bring, sha256, weights_folder
+from loradag.config.problems import LoradagError
+from loradag.models.base import fetch_base
+from loradag.models.pinning import PIN, sha256, weights_folder
 from tests.conftest import smoke_config
 
 TINY = smoke_config().model
@@ -18,7 +19,7 @@ LOCAL = replace(TINY, source="local", config={})
 
 
 def test_the_same_seed_gives_the_same_bytes(tiny_base, tmp_path) -> None:
-    bring(TINY, tmp_path / "again")
+    fetch_base(TINY, tmp_path / "again")
     assert {file.name: sha256(file) for file in tiny_base.iterdir()} == {
         file.name: sha256(file) for file in (tmp_path / "again").iterdir()
     }
@@ -33,7 +34,7 @@ def test_shape_and_pin(tiny_base) -> None:
 
 def test_a_local_folder_is_pinned_and_not_copied(tiny_base, tmp_path) -> None:
     source = shutil.copytree(tiny_base, tmp_path / "mine")
-    bring(replace(LOCAL, path=str(source)), tmp_path / "base")
+    fetch_base(replace(LOCAL, path=str(source)), tmp_path / "base")
     assert not list((tmp_path / "base").glob("*.safetensors"))
     assert weights_folder(tmp_path / "base") == source
     with (source / "model.safetensors").open("r+b") as file:
@@ -47,7 +48,7 @@ def test_pickled_weights_are_never_loaded(tiny_base, tmp_path) -> None:
     source = shutil.copytree(tiny_base, tmp_path / "mine")
     (source / "model.safetensors").rename(source / "pytorch_model.bin")
     with pytest.raises(LoradagError, match="pickled ones are never loaded"):
-        bring(replace(LOCAL, path=str(source)), tmp_path / "base")
+        fetch_base(replace(LOCAL, path=str(source)), tmp_path / "base")
 
 
 @pytest.mark.parametrize(
@@ -63,13 +64,13 @@ def test_pickled_weights_are_never_loaded(tiny_base, tmp_path) -> None:
 )
 def test_what_cannot_be_brought_is_one_clear_error(tmp_path, model, says) -> None:
     with pytest.raises(LoradagError, match=says):
-        bring(model, tmp_path / "base")
+        fetch_base(model, tmp_path / "base")
 
 
 def test_a_wrong_shape_is_named(tiny_base, tmp_path) -> None:
     model = replace(LOCAL, path=str(tiny_base), config={"hidden_size": 65})
     with pytest.raises(LoradagError, match="hidden_size = 65, but the model has 64"):
-        bring(model, tmp_path / "base")
+        fetch_base(model, tmp_path / "base")
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_each_answer_of_the_hub_has_its_line(hub, tmp_path, status, code, says) 
     hub(status, code)
     model = replace(TINY, source="hub", id="someone/something", revision="main")
     with pytest.raises(LoradagError, match=says) as caught:
-        bring(model, tmp_path / "base")
+        fetch_base(model, tmp_path / "base")
     assert "hf_secret_of_the_test" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -128,4 +129,4 @@ def test_each_answer_of_the_hub_has_its_line(hub, tmp_path, status, code, says) 
 def test_no_network_says_what_needs_none(tmp_path) -> None:
     model = replace(TINY, source="hub", id="someone/something", revision="main")
     with pytest.raises(LoradagError, match="model=smollm2_135m, which needs none"):
-        bring(model, tmp_path / "base")
+        fetch_base(model, tmp_path / "base")

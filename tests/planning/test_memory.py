@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from loradag.config.composition import compose, plain, write_params
-from loradag.config.schema import Config
+from loradag.config.sections import Config
 from loradag.planning.memory import (
     dtype_bytes,
     longest_drawn,

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from loradag.config.adapter import Adapter
 from loradag.config.composition import compose, plain
-from loradag.config.schema import Adapter
 from loradag.planning.parameters import model_shape, total_parameters, trainable_parameters
 from loradag.training.lora import lora_config
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from loradag.config.composition import compose, plain, write_params
-from loradag.planning.pipeline import Fate, Pipeline
+from loradag.planning.pipeline import Pipeline, StageStatus
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,8 +62,8 @@ def test_the_default_project_plans_every_stage_in_order() -> None:
                           ("train", "evaluate"), ("train", "merge"), ("merge", "export"),
                           ("export", "report")]:  # fmt: skip
         assert names.index(before) < names.index(after)
-    assert planned[-1].fate is Fate.ALWAYS
-    assert {stage.fate for stage in planned[:-1]} == {Fate.RUNS}
+    assert planned[-1].status is StageStatus.ALWAYS
+    assert {stage.status for stage in planned[:-1]} == {StageStatus.RUNS}
 
 
 def test_equal_inputs_have_equal_keys_before_they_are_made() -> None:

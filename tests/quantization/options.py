@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from loradag.config.schema import Quantize
+from loradag.config.quantize import Quantize
 
 NONE = {field.name: None for field in dataclasses.fields(Quantize)}
 SCHEMES = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 from loradag.quantization import schemes
 from loradag.quantization.errors import compare
 from tests.quantization.options import options, weights

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchao.quantization import Int8Tensor
 
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 from loradag.quantization import affine
 from loradag.quantization.calibration import Observer, determine, read_rows
 from tests.quantization.options import options, weights

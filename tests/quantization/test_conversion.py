@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from loradag.checkpoints.shards import save_shards
 from loradag.checkpoints.tensors import read_metadata, tensors
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 from loradag.models.loading import load_model
 from loradag.quantization.calibration import calibrate
 from loradag.quantization.conversion import linear_layers, measure_unquantized, quantize_checkpoint

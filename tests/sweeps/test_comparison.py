@@ -5,8 +5,8 @@ import pytest
 from loradag.reporting.sweep_figures import figures
 from loradag.reporting.sweep_page import sweep_page
 from loradag.sweeps.comparison import (
-    bring_home,
     pareto,
+    promote_command,
     settings,
     short,
     verdict_of,
@@ -74,7 +74,7 @@ def test_the_winner_is_of_the_best_setting_not_the_luckiest_seed() -> None:
 
 def test_the_command_home_survives_a_shell() -> None:
     record = JobRecord(0, ["adapter.target_modules=[q_proj,v_proj]", "sweep.keep=all"], {})
-    assert bring_home(record) == (
+    assert promote_command(record) == (
         "python -m conf 'adapter.target_modules=[q_proj,v_proj]' && dvc repro"
     )
 

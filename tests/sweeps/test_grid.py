@@ -2,7 +2,7 @@ import pytest
 from omegaconf import OmegaConf, open_dict
 
 from loradag.config.composition import plain
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 from loradag.sweeps.grid import composer, expand, is_grid, sweep_overrides, swept_keys
 
 SWEEP = ["experiment=rank_sweep", "quantize=nf4,symmetric", "adapter.dropout=choice(0.0,0.1)"]

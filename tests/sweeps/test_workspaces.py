@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from loradag.config.composition import compose, plain
-from loradag.config.schema import LoradagError, load_config
+from loradag.config.problems import LoradagError
+from loradag.config.validation import load_config
 from loradag.sweeps.workspaces import cache_folder, make_workspace, take_snapshot
 
 ROOT = Path(__file__).parents[2]
@@ -15,10 +16,10 @@ def test_a_workspace_holds_what_the_pipeline_declares(tmp_path: Path) -> None:
     workspace = tmp_path / "workspace"
     make_workspace(workspace, tmp_path / "source", tmp_path, tmp_path / "cache", params)
     assert load_config(workspace / "params.yaml").adapter.r == 4
-    for there in ("dvc.yaml", ".dvcignore", "conf/schema.py", "stages/__init__.py",
-                  "stages/train.py", "stages/runtime/stage.py"):  # fmt: skip
+    for there in ("dvc.yaml", ".dvcignore", "conf/config.yaml", "stages/__init__.py",
+                  "stages/train.py", "loradag/runtime/stage.py"):  # fmt: skip
         assert (workspace / there).exists(), there
-    for absent in (".git", "artifacts", "data", "reports", "stages/sweep.py", "README.md"):
+    for absent in (".git", "artifacts", "data", "reports", "tests", "README.md"):
         assert not (workspace / absent).exists(), absent
     files = [path for path in workspace.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 2_000_000

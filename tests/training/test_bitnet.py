@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.integrations.bitnet import BitLinear, WeightQuant, unpack_weights
 
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 from loradag.models.loading import load_model
 from loradag.training import bitnet
 from tests.training.conftest import STEPS, corpus, loss_of, teach

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from loradag.checkpoints.streaming_writer import entries
-from loradag.models.base import sha256
+from loradag.models.pinning import sha256
 from loradag.training.guards import FiniteLoss
 from tests.conftest import run_stages
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from loradag.config.schema import LoradagError, Train
+from loradag.config.problems import LoradagError
+from loradag.config.train import Train
 from loradag.models.activations import NOTE, inner_linears
 from loradag.models.loading import load_model
 from loradag.quantization.fake_quantize import AbsmaxFakeQuantizer
@@ -25,7 +26,7 @@ def options(*overrides: str) -> Train:
 def with_adapter(model, train: Train, tmp_path: Path, *overrides: str):
     adapter = smoke_config(*QAT, *overrides).adapter
     base = qat.fake_quantize(model, train)
-    return qat.hold_adapted(add_adapter(base, adapter, tmp_path, tmp_path, qat.LAYERS))
+    return qat.check_adapted_layers(add_adapter(base, adapter, tmp_path, tmp_path, qat.LAYERS))
 
 
 def logits(model) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import torch
 from safetensors.torch import load_file
 
-from loradag.config.schema import Adapter
+from loradag.config.adapter import Adapter
 from loradag.quantization.fake_quantize import AbsmaxFakeQuantizer
 from loradag.training.lora import add_adapter, save_adapter
 from loradag.training.quantized_lora import quantize_adapter, round_adapter

@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from loradag.config.composition import compose, write_params
-from loradag.config.schema import LoradagError
+from loradag.config.problems import LoradagError
 from loradag.data.rows import read_rows, write_rows
-from loradag.models.base import sha256
-from loradag.models.loading import load_base, load_quantized, load_tokenizer, load_tuned
+from loradag.models.loading import load_base, load_quantized, load_tuned
+from loradag.models.pinning import sha256
+from loradag.models.tokenizer import load_tokenizer
 from loradag.training.guards import IGNORED, check_labels
 from loradag.training.resume import last_checkpoint
 from loradag.training.trainer import labelled

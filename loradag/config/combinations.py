@@ -1,0 +1,234 @@
+"""Rules over more than one key."""
+
+from collections.abc import Iterable
+
+from loradag.config.model import Model
+from loradag.config.problems import Problem
+from loradag.config.quantize import Quantize
+from loradag.config.sections import Config
+
+QAT_ADAPTERS = ("none", "lora", "rslora", "pissa")
+
+
+def check_combinations(config: Config) -> Iterable[Problem]:
+    """Rules over more than one key."""
+    yield from _model_rules(config.model)
+    yield from _prepare_rules(config)
+    yield from _quantize_rules(config.quantize)
+    yield from _method_rules(config)
+    yield from _train_rules(config)
+    whole = config.adapter.variant == "none" or config.train.method == "qat"
+    if whole and "adapter" in config.export.formats:
+        yield Problem(
+            "export.formats", config.export.formats,
+            f"cannot hold adapter, for adapter.variant = {config.adapter.variant} with "
+            f"train.method = {config.train.method} makes a whole model",
+            "Export safetensors or gguf.",
+        )  # fmt: skip
+    if config.evaluate.stride > config.evaluate.window:
+        yield Problem(
+            "evaluate.stride", config.evaluate.stride,
+            f"must not exceed evaluate.window = {config.evaluate.window}, or tokens go unscored",
+            "Lower evaluate.stride.",
+        )  # fmt: skip
+
+
+def _model_rules(model: Model) -> Iterable[Problem]:
+    needed = {"package": "id", "hub": "id", "local": "path"}.get(model.source)
+    if needed and getattr(model, needed) is None:
+        rule = f"is needed by model.source = {model.source}"
+        yield Problem(f"model.{needed}", None, rule, f"Set model.{needed}.")
+    if model.source == "random" and "model_type" not in model.config:
+        rule = "needs model_type for model.source = random"
+        yield Problem("model.config", model.config, rule, "See conf/model/tiny.yaml.")
+
+
+def _prepare_rules(config: Config) -> Iterable[Problem]:
+    prepare, model = config.prepare, config.model
+    needed = {"hub": "id", "file": "path"}.get(prepare.source)
+    if needed and getattr(prepare, needed) is None:
+        rule = f"is needed by prepare.source = {prepare.source}"
+        yield Problem(f"prepare.{needed}", None, rule, f"Set prepare.{needed}.")
+    if prepare.eval_fraction + prepare.calibration_fraction >= 1:
+        yield Problem(
+            "prepare.eval_fraction", prepare.eval_fraction,
+            f"with prepare.calibration_fraction = {prepare.calibration_fraction} "
+            "leaves no rows to train on",
+            "Lower one of them.",
+        )  # fmt: skip
+    for key, tokens in (
+        ("prepare.max_tokens", prepare.max_tokens),
+        ("evaluate.window", config.evaluate.window),
+        ("train.packing_tokens", config.train.packing_tokens),
+    ):
+        if model.context is not None and tokens > model.context:
+            yield Problem(
+                key, tokens, f"is larger than the model's context, model.context = {model.context}",
+                f"Lower {key} to {model.context} or less.",
+            )  # fmt: skip
+    if prepare.template == "rendered" and "completion" in (
+        config.train.loss, config.evaluate.loss,
+    ):  # fmt: skip
+        yield Problem(
+            "prepare.template", "rendered",
+            "has no boundary between prompt and completion, so train.loss and evaluate.loss "
+            "cannot be completion",
+            "Set both to full.",
+        )  # fmt: skip
+
+
+def _train_rules(config: Config) -> Iterable[Problem]:
+    train = config.train
+    if train.checkpoint_steps % train.logging_steps:
+        yield Problem(
+            "train.checkpoint_steps", train.checkpoint_steps,
+            f"must be a multiple of train.logging_steps = {train.logging_steps}, or a resumed "
+            "training would log another loss",
+            "Change one of them.",
+        )  # fmt: skip
+    if train.packing and train.packing_tokens < config.prepare.max_tokens:
+        yield Problem(
+            "train.packing_tokens", train.packing_tokens,
+            f"is less than prepare.max_tokens = {config.prepare.max_tokens}, so packing would cut "
+            "rows",
+            "Raise it to prepare.max_tokens or more.",
+        )  # fmt: skip
+
+
+def _quantize_rules(quantize: Quantize) -> Iterable[Problem]:
+    options: dict[str, tuple[str, ...]] = {
+        "nf4": ("double_quant", "block_size"),
+        "fp4": ("double_quant", "block_size"),
+        "int8": ("threshold",),
+        "symmetric": ("bits", "granularity", "symmetric_range"),
+        "asymmetric": ("bits", "granularity"),
+        "dynamic_w8a8": ("granularity",),
+        "static_w8a8": (
+            "granularity", "observer", "activation_granularity", "activation_zero_point",
+            "calibration_rows",
+        ),
+    }  # fmt: skip
+    needed = options.get(quantize.scheme, ())
+    if quantize.granularity == "group":
+        needed += ("group_size",)
+    if quantize.observer == "percentile":
+        needed += ("percentile",)
+    for name in needed:
+        if getattr(quantize, name) is None:
+            rule = f"is needed by quantize.scheme = {quantize.scheme}"
+            remedy = f"Set quantize.{name}, or take conf/quantize/{quantize.scheme}.yaml."
+            yield Problem(f"quantize.{name}", None, rule, remedy)
+    if quantize.scheme in ("dynamic_w8a8", "static_w8a8") and quantize.granularity == "group":
+        yield Problem(
+            "quantize.granularity", "group",
+            f"gives a row several scales, but quantize.scheme = {quantize.scheme} multiplies "
+            "integers along whole rows",
+            "Choose tensor or channel.",
+        )  # fmt: skip
+    if quantize.activation_granularity == "channel" and quantize.activation_zero_point:
+        yield Problem(
+            "quantize.activation_zero_point", True,
+            "goes with one scale a tensor; quantize.activation_granularity = channel folds its "
+            "scales into the weights, which leaves no place for zero points",
+            "Set quantize.activation_zero_point=false, or quantize.activation_granularity=tensor.",
+        )  # fmt: skip
+    calibrates = quantize.scheme == "static_w8a8"
+    if calibrates != (quantize.reads == "data/prepared/calibration.parquet"):
+        yield Problem(
+            "quantize.reads", quantize.reads,
+            f"does not go with quantize.scheme = {quantize.scheme}",
+            f"Take conf/quantize/{quantize.scheme}.yaml.",
+        )  # fmt: skip
+
+
+def _method_rules(config: Config) -> Iterable[Problem]:
+    adapter, quantize = config.adapter, config.quantize
+    if adapter.variant == "none":
+        if quantize.scheme != "none":
+            yield Problem(
+                "adapter.variant", "none",
+                f"trains every weight, which quantize.scheme = {quantize.scheme} has frozen",
+                "Set quantize=none, or choose an adapter such as lora.",
+            )  # fmt: skip
+    else:
+        for name in ("r", "alpha", "dropout", "bias", "target_modules"):
+            if getattr(adapter, name) is None:
+                rule = f"is needed by adapter.variant = {adapter.variant}"
+                yield Problem(f"adapter.{name}", None, rule, f"Set adapter.{name}.")
+    if (adapter.bits is None) == (adapter.variant == "quantized_lora"):
+        yield Problem(
+            "adapter.bits", adapter.bits,
+            "is for adapter.variant = quantized_lora, and needed by it; the variant is "
+            f"{adapter.variant}",
+            "Take adapter=quantized_lora, or set adapter.bits=null.",
+        )  # fmt: skip
+    if adapter.variant == "pissa" and quantize.scheme != "none":
+        yield Problem(
+            "adapter.variant", "pissa",
+            "takes its start out of the full-precision weights, so it cannot stand on "
+            f"quantize.scheme = {quantize.scheme}",
+            "Set quantize=none, or choose loftq, which starts at the quantisation's error.",
+        )  # fmt: skip
+    if adapter.variant == "loftq":
+        if quantize.scheme != "nf4":
+            yield Problem(
+                "adapter.variant", "loftq",
+                "starts at the error of a 4-bit base, so it cannot stand on "
+                f"quantize.scheme = {quantize.scheme}",
+                "Set quantize=nf4.",
+            )  # fmt: skip
+        if config.merge.base != "dequantized":
+            yield Problem(
+                "merge.base", config.merge.base,
+                "would count the quantisation's error twice, for adapter.variant = loftq has "
+                "learned it",
+                "Set merge.base=dequantized.",
+            )  # fmt: skip
+    yield from _full_method_rules(config)
+
+
+def _full_method_rules(config: Config) -> Iterable[Problem]:
+    """Of qat and bitnet, which shape the weights themselves."""
+    adapter, quantize, train = config.adapter, config.quantize, config.train
+    reads = {
+        "qat": ("weight_bits", "group_size", "activation_bits"),
+        "bitnet": ("activation_bits",),
+    }.get(train.method, ())
+    for name in ("weight_bits", "group_size", "activation_bits"):
+        value = getattr(train, name)
+        if value is not None and name not in reads:
+            rule = f"is not read by train.method = {train.method}"
+            remedy = f"Set train.{name}=null, or take train=qat."
+            yield Problem(f"train.{name}", value, rule, remedy)
+        optional = name == "activation_bits" and train.method == "qat"
+        if value is None and name in reads and not optional:
+            rule = f"is needed by train.method = {train.method}"
+            remedy = f"Set train.{name}, or take conf/train/{train.method}.yaml."
+            yield Problem(f"train.{name}", None, rule, remedy)
+    if train.method == "bitnet" and (adapter.variant, quantize.scheme) != ("none", "none"):
+        yield Problem(
+            "train.method", "bitnet",
+            "trains ternary weights from full-precision masters, so it cannot be combined with "
+            f"adapter.variant = {adapter.variant} and quantize.scheme = {quantize.scheme}",
+            "Set adapter=none quantize=none.",
+        )  # fmt: skip
+    if train.method == "qat":
+        if quantize.scheme != "none":
+            yield Problem(
+                "train.method", "qat",
+                "learns the quantisation itself, so it cannot stand on "
+                f"quantize.scheme = {quantize.scheme}",
+                "Set quantize=none.",
+            )  # fmt: skip
+        if adapter.variant not in QAT_ADAPTERS:
+            yield Problem(
+                "adapter.variant", adapter.variant,
+                "has no effective weight W + scale B A to quantise, as train.method = qat does",
+                f"Choose {', '.join(QAT_ADAPTERS)}.",
+            )  # fmt: skip
+        if adapter.modules_to_save:
+            yield Problem(
+                "adapter.modules_to_save", adapter.modules_to_save,
+                "would train whole modules past the quantisation of train.method = qat",
+                "Set adapter.modules_to_save=null, or adapter=none.",
+            )  # fmt: skip

@@ -1,0 +1,3 @@
+"""Names of compute dtypes."""
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")

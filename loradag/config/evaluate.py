@@ -1,0 +1,22 @@
+"""The section `evaluate`."""
+
+from dataclasses import dataclass
+
+from loradag.config.dtypes import DTYPES
+from loradag.config.rules import (
+    at_least,
+    one_of,
+)
+
+
+@dataclass
+class Evaluate:
+    """Perplexity over held-out tokens, and greedy samples."""
+
+    window: int = at_least(2)  # tokens
+    stride: int = at_least(1)  # tokens
+    batch_tokens: int = at_least(1)  # tokens a forward pass, padding included
+    loss: str = one_of("full", "completion")
+    samples: int = at_least(0)  # prompts
+    max_new_tokens: int = at_least(1)
+    dtype: str = one_of(*DTYPES)

@@ -1,0 +1,48 @@
+"""`params.yaml` as a whole: a section for each stage or shared noun."""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from loradag.config.adapter import Adapter
+from loradag.config.evaluate import Evaluate
+from loradag.config.export import Export
+from loradag.config.merge import Merge
+from loradag.config.model import Model
+from loradag.config.prepare import Prepare
+from loradag.config.quantize import Quantize
+from loradag.config.rules import at_least, one_of
+from loradag.config.train import Train
+
+
+@dataclass
+class Runtime:
+    """What cannot change an output; no stage declares it."""
+
+    threads: int | None = at_least(1)  # null: the cores there are
+    device: str = one_of("auto", "cpu", "cuda", "mps")
+
+
+@dataclass
+class Sweep:
+    """What becomes of a sweep's workspaces."""
+
+    keep: str = one_of("all", "failed", "none")
+
+
+@dataclass
+class Config:
+    """`params.yaml`: one section a stage or shared noun."""
+
+    model: Model = field(default_factory=Model)
+    prepare: Prepare = field(default_factory=Prepare)
+    quantize: Quantize = field(default_factory=Quantize)
+    adapter: Adapter = field(default_factory=Adapter)
+    train: Train = field(default_factory=Train)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    merge: Merge = field(default_factory=Merge)
+    export: Export = field(default_factory=Export)
+    seed: int = at_least(0)  # of the adapter's start, dropout and the order of rows
+    runtime: Runtime = field(default_factory=Runtime)
+    sweep: Sweep = field(default_factory=Sweep)
+    checked: bool = MISSING  # composing this key checks the rules

@@ -1,0 +1,44 @@
+"""The section `train`."""
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from loradag.config.dtypes import DTYPES
+from loradag.config.rules import (
+    above,
+    at_least,
+    between,
+    one_of,
+)
+
+
+@dataclass
+class Train:
+    """The optimisation."""
+
+    method: str = one_of("sft", "qat", "bitnet")
+    loss: str = one_of("full", "completion")
+    packing: bool = MISSING  # several short rows in one, none seeing another
+    packing_tokens: int = at_least(8)  # tokens a packed row
+    learning_rate: float = above(0)
+    scheduler: str = one_of(
+        "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"
+    )
+    warmup_steps: int = at_least(0)  # optimizer steps
+    max_steps: int | None = at_least(1)  # optimizer steps; null: `epochs` decides
+    epochs: float = above(0)
+    batch_size: int = at_least(1)  # rows a device a forward pass
+    gradient_accumulation: int = at_least(1)  # forward passes an optimizer step
+    gradient_checkpointing: bool = MISSING
+    optimizer: str = one_of(
+        "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor", "sgd"
+    )
+    weight_decay: float = at_least(0)
+    max_grad_norm: float = at_least(0)
+    dtype: str = one_of(*DTYPES)  # auto: what the device computes natively
+    logging_steps: int = at_least(1)  # optimizer steps
+    checkpoint_steps: int = at_least(1)  # optimizer steps
+    weight_bits: int | None = between(2, 8)  # qat: fake-quantised weights
+    group_size: int | None = at_least(2)  # qat
+    activation_bits: int | None = between(8, 8)  # qat, bitnet: fake-quantised activations

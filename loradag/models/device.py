@@ -1,0 +1,54 @@
+"""Where and in what precision a model computes."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from loradag.config.problems import LoradagError
+from loradag.runtime.environment import DEVICE
+
+if TYPE_CHECKING:
+    import torch
+
+
+def device() -> str:
+    """The torch device: `cuda` where one is, `mps` on a Mac, else `cpu`.
+
+    Raises:
+        LoradagError: `runtime.device` names one that is not there.
+    """
+    import torch
+
+    wanted = os.environ.get(DEVICE, "auto")
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        return next(name for name, available in there.items() if available)
+    if not there[wanted]:
+        available = ", ".join(name for name, is_there in there.items() if is_there)
+        raise LoradagError(
+            f"runtime.device = {wanted!r}: this machine has {available}. Set runtime.device=auto."
+        )
+    return wanted
+
+
+def compute_dtype(name: str) -> torch.dtype:
+    """The torch dtype of an option; `auto` is what the device computes natively.
+
+    On a CPU without bfloat16 instructions a bfloat16 product is several times slower than a
+    float32 one, so there `auto` is float32.
+    """
+    import torch
+
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    if device() == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device() == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return torch.float32

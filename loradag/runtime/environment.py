@@ -1,0 +1,44 @@
+"""The environment of a stage: threads, device, determinism, quiet libraries."""
+
+import logging
+import os
+import warnings
+
+from loradag.config.sections import Runtime
+
+THREADS = "LORADAG_THREADS"
+DEVICE = "LORADAG_DEVICE"
+
+
+def configure(runtime: Runtime) -> None:
+    """Set threads, device and determinism through the environment, before torch is imported.
+
+    `LORADAG_THREADS` and `LORADAG_DEVICE` win over the section, so that whoever starts several
+    runs at once can divide the machine among them.
+    """
+    threads = os.environ.setdefault(THREADS, str(runtime.threads or os.cpu_count() or 1))
+    os.environ.setdefault(DEVICE, runtime.device)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = threads
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # cuBLAS is deterministic only with a fixed workspace.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # transformers compiles its ternary layers' rounding: a C++ compiler and half a minute, for
+    # functions of three operations.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    _quieten()
+
+
+def _quieten() -> None:
+    """Silence what the libraries say about each other: nothing a user could act on."""
+    # Kernels for other machines than this one, and types registered with torch.
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
+    logging.getLogger("transformers.quantizers.quantizer_bitnet").setLevel(logging.ERROR)
+    # trl still says gradient_checkpointing where transformers says activation_checkpointing.
+    warnings.filterwarnings("ignore", ".*checkpointing` is deprecated", FutureWarning)
+
+
+def threads() -> int:
+    return int(os.environ.get(THREADS) or os.cpu_count() or 1)
