@@ -16,6 +16,7 @@ def evaluate(paths: Paths, evaluate: Evaluate) -> dict[str, Any]:
     from loradag.data.token_contract import read_contract, verify_tokenizer
     from loradag.evaluation.held_out import HeldOut
     from loradag.models.loading import is_quantized, load_base, load_quantized, load_tuned
+    from loradag.models.precision import verify_dtype
     from loradag.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(paths.base)
@@ -35,6 +36,7 @@ def evaluate(paths: Paths, evaluate: Evaluate) -> dict[str, Any]:
         "base": base,
         "quantized": quantized,
         "adapter": adapter,
+        "dtype": verify_dtype(model, dtype),
         "samples": [dict(zip(("prompt", "base", "adapter"), said, strict=True)) for said in says],
     }
 
