@@ -17,6 +17,7 @@ def baseline(paths: Paths, evaluate: Evaluate) -> dict[str, Any]:
     from loradag.evaluation.held_out import HeldOut
     from loradag.models.device import compute_dtype
     from loradag.models.loading import is_quantized, load_base, load_quantized
+    from loradag.models.precision import verify_dtype
     from loradag.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(paths.base)
@@ -28,10 +29,11 @@ def baseline(paths: Paths, evaluate: Evaluate) -> dict[str, Any]:
     base, samples = held_out.measure(model), held_out.sample(model)
     if is_quantized(paths):
         model = load_quantized(paths, dtype)
+    computed = verify_dtype(model, dtype)
     quantized = held_out.measure(model) if is_quantized(paths) else base
     measured = {"base": base, "quantized": quantized}
     write_json(paths.baseline, {**measured, "samples": samples})
-    return measured
+    return {**measured, "dtype": computed}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ def evaluate(paths: Paths, evaluate: Evaluate) -> dict[str, Any]:
     from loradag.evaluation.held_out import HeldOut
     from loradag.models.device import compute_dtype
     from loradag.models.loading import load_quantized, load_tuned
+    from loradag.models.precision import verify_dtype
     from loradag.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(paths.base)
@@ -24,7 +25,9 @@ def evaluate(paths: Paths, evaluate: Evaluate) -> dict[str, Any]:
     held_out = HeldOut(tokenizer, read_rows(paths.prepared / "eval.parquet"), evaluate)
     baseline = json.loads(paths.baseline.read_text(encoding="utf-8"))
 
-    model = load_tuned(paths, load_quantized(paths, compute_dtype(evaluate.dtype)))
+    dtype = compute_dtype(evaluate.dtype)
+
+    model = load_tuned(paths, load_quantized(paths, dtype))
     adapter, samples = held_out.measure(model), held_out.sample(model)
     compared = zip(held_out.prompts, baseline["samples"], samples, strict=True)
     ended = [sample["ended"] for sample in samples]
@@ -32,6 +35,7 @@ def evaluate(paths: Paths, evaluate: Evaluate) -> dict[str, Any]:
         "base": baseline["base"],
         "quantized": baseline["quantized"],
         "adapter": adapter,
+        "dtype": verify_dtype(model, dtype),
         "samples": [
             {"prompt": prompt, "base": before["text"], "adapter": after["text"]}
             for prompt, before, after in compared

@@ -35,6 +35,7 @@ from loradag.models.loading import (
     load_quantized,
     load_tuned,
 )
+from loradag.models.precision import verify_dtype
 from loradag.models.tokenizer import load_tokenizer
 from loradag.runtime import Paths
 
@@ -77,7 +78,7 @@ def verify_merge(paths: Paths, merged: Path, merge: Merge) -> dict[str, Any]:
         del model
         model = load_model(merged, dtype)
         parity = compare(model, probe, trained, said)
-        report = asdict(parity)
+        report = {**asdict(parity), "dtype": verify_dtype(model, dtype)}
         checks = _checks(parity, merge.tolerance)
         if outputs:
             exact = compare(model, brief, beside, [])
