@@ -84,7 +84,7 @@ def test_all_problems_come_at_once_with_key_value_rule_and_remedy() -> None:
         (["train.weight_bits=4"], ["train.weight_bits"]),
         (["adapter.bits=4"], ["adapter.bits"]),
         (["adapter=quantized_lora", "adapter.bits=null"], ["adapter.bits"]),
-        (["quantize=static_w8a8", "quantize.reads=artifacts/base"], ["quantize.reads"]),
+        (["quantize=static_w8a8", "inputs.calibration=artifacts/base"], ["inputs.calibration"]),
         (
             ["quantize.scheme=symmetric"],
             ["quantize.bits", "quantize.granularity", "quantize.symmetric_range"],

@@ -116,17 +116,20 @@ def _files(project: Path, dep: Path) -> Iterator[Path]:
 
 
 def _link_inputs(folder: Path, project: Path, params: dict[str, Any]) -> None:
-    """Make relative paths of users' own models and rows mean the same as in the project."""
-    for section in ("model", "prepare"):
-        named = params.get(section, {}).get("path")
-        if not named or Path(named).expanduser().is_absolute():
+    """Make relative paths of users' own models and rows mean the same as in the project.
+
+    A symbolic link: DVC hashes what it points to, under the path that `dvc.yaml` names.
+    """
+    for section, name in (("model", "model"), ("prepare", "rows")):
+        path = Path(params.get("inputs", {}).get(name, ""))
+        link = folder / path
+        if path.is_absolute():
             continue
-        link = Path(os.path.normpath(folder / named))
-        if not link.is_relative_to(folder):
+        if not Path(os.path.normpath(link)).is_relative_to(folder):
             raise LoradagError(
-                f"{section}.path = {named!r}: lies outside the project, so it means another place "
-                "in each job's workspace. Give it as an absolute path."
+                f"{section}.path = {str(path)!r}: lies outside the project, so it means another "
+                "place in each job's workspace. Give it as an absolute path."
             )
-        if (project / named).exists() and not link.exists():
+        if (project / path).exists() and not link.exists():
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((project / named).resolve())
+            link.symlink_to((project / path).resolve())

@@ -51,7 +51,7 @@ def counted(tmp_path: Path) -> Counted:
 def cold(jobs: int, quants: int) -> dict[str, int]:
     once = dict.fromkeys(("fetch", "prepare"), 1)
     each = dict.fromkeys(("train", "evaluate", "merge", "export", "report"), jobs)
-    return once | {"quantize": quants} | each
+    return once | dict.fromkeys(("quantize", "baseline"), quants) | each
 
 
 def test_two_by_two_in_parallel_and_warm(counted: Counted) -> None:

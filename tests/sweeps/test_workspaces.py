@@ -40,10 +40,10 @@ def test_an_edit_makes_another_sweep(tmp_path: Path) -> None:
 def test_paths_of_users_rows_mean_the_same_in_a_workspace(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "rows.jsonl").write_text("{}")
-    params = {"prepare": {"path": "rows.jsonl"}}
+    params = {"inputs": {"rows": "rows.jsonl"}}
     make_workspace(tmp_path / "w", tmp_path / "source", tmp_path, tmp_path / "cache", params)
     assert (tmp_path / "w/rows.jsonl").resolve() == tmp_path / "rows.jsonl"
-    outside = {"prepare": {"path": "../rows.jsonl"}}
+    outside = {"inputs": {"rows": "../rows.jsonl"}}
     with pytest.raises(LoradagError, match="absolute path"):
         make_workspace(tmp_path / "w", tmp_path / "source", tmp_path, tmp_path / "cache", outside)
 
