@@ -24,7 +24,7 @@ def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> dict[str, 
     from loradag.training.curve import final_loss, write_curve
     from loradag.training.method import load_trainable
     from loradag.training.resume import checkpoint_folder, last_checkpoint, step_of, training_key
-    from loradag.training.trainer import make_trainer
+    from loradag.training.trainer import computed_dtype, make_trainer
 
     tokenizer = load_tokenizer(paths.base)
     verify_tokenizer(tokenizer, read_contract(paths.contract))
@@ -59,7 +59,7 @@ def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> dict[str, 
         ),
         "peak_memory_bytes": peak_memory_bytes(),
         "resumed_from_step": resumed,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": computed_dtype(trainer, dtype),
         "device": device(),
         "checkpoint_key": key,
     }

@@ -23,17 +23,20 @@ class Inputs:
 
     model: str = MISSING  # fetch: the folder of model.source = local
     rows: str = MISSING  # prepare: the file or folder of prepare.source = file
+    tasks: str = MISSING  # baseline and evaluate: the folder of evaluate.tasks_path
     calibration: str = MISSING  # quantize: the rows that static scales are taken from
 
 
 def derive_inputs(config: Any) -> dict[str, str]:
     """The section `inputs` of a configuration: a `Config`, or what Hydra composed."""
     model, prepare, quantize = config.model, config.prepare, config.quantize
+    evaluate = config.evaluate
     local = model.source == "local" and not _is_unset(model, "path")
     rows = prepare.source == "file" and not _is_unset(prepare, "path")
     return {
         "model": common_path([model.path]) if local else "stages/fetch.py",
         "rows": common_path([prepare.path]) if rows else "stages/prepare.py",
+        "tasks": common_path([evaluate.tasks_path]) if evaluate.tasks_path else "data/prepared",
         "calibration": CALIBRATION if quantize.scheme == "static_w8a8" else "artifacts/base",
     }
 

@@ -120,14 +120,16 @@ def _link_inputs(folder: Path, project: Path, params: dict[str, Any]) -> None:
 
     A symbolic link: DVC hashes what it points to, under the path that `dvc.yaml` names.
     """
-    for section, name in (("model", "model"), ("prepare", "rows")):
+    for key, name in (
+        ("model.path", "model"), ("prepare.path", "rows"), ("evaluate.tasks_path", "tasks"),
+    ):  # fmt: skip
         path = Path(params.get("inputs", {}).get(name, ""))
         link = folder / path
         if path.is_absolute():
             continue
         if not Path(os.path.normpath(link)).is_relative_to(folder):
             raise LoradagError(
-                f"{section}.path = {str(path)!r}: lies outside the project, so it means another "
+                f"{key} = {str(path)!r}: lies outside the project, so it means another "
                 "place in each job's workspace. Give it as an absolute path."
             )
         if (project / path).exists() and not link.exists():
