@@ -28,7 +28,6 @@ from loradag.evaluation.parity import (
     Probe,
     compare,
     comparison_dtype,
-    dtype_name,
     record,
 )
 from loradag.merging.layers import largest_error, layer_outputs, rounding_bound
@@ -41,6 +40,7 @@ from loradag.models.loading import (
     load_quantized,
     load_tuned,
 )
+from loradag.models.precision import verify_dtype
 from loradag.models.tokenizer import load_tokenizer
 from loradag.runtime import Paths
 
@@ -83,7 +83,7 @@ def verify_merge(paths: Paths, merged: Path, merge: Merge) -> dict[str, Any]:
         del model
         model = load_model(merged, dtype)
         parity = compare(model, probe, trained, said)
-        report = {**asdict(parity), "dtype": dtype_name(model)}
+        report = {**asdict(parity), "dtype": verify_dtype(model, dtype)}
         checks = _checks(parity, merge.tolerance)
         if outputs:
             exact = compare(model, brief, beside, [])

@@ -124,6 +124,11 @@ def reports() -> dict[str, dict[str, Any]]:
             "device": "cpu",
             "checkpoint_key": "k" * 64,
         },
+        "baseline": {
+            "base": {"perplexity": 38.1, "nll": 3.640, "bits_per_byte": 1.21, "tokens": 8496},
+            "quantized": {"perplexity": 40.7, "nll": 3.706, "bits_per_byte": 1.23, "tokens": 8496},
+            "seconds": 42.0,
+        },
         "evaluate": {
             "base": {"perplexity": 38.1, "nll": 3.640, "bits_per_byte": 1.21, "tokens": 8496},
             "quantized": {"perplexity": 40.7, "nll": 3.706, "bits_per_byte": 1.23, "tokens": 8496},
