@@ -177,7 +177,7 @@ def run_cache_key(stage: Stage, hashes: Sequence[str], params: Mapping[str, Any]
     return _key(
         stage.cmd,
         [{"path": path, "hash": "md5", "md5": digest} for path, digest in deps],
-        {"params.yaml": {name: params.get(name) for name in sorted(stage.params)}},
+        {"params.yaml": {name: _select(params, name) for name in sorted(stage.params)}},
         sorted(stage.outs),
     )
 
