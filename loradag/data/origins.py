@@ -152,7 +152,7 @@ def resolve_commit(id: str, revision: str) -> str:
         status = getattr(error.response, "status_code", None)
         cause = "HF_TOKEN is not accepted" if status == 401 else f"the hub answered {status}"
         raise LoradagError(f"{where}: {cause}. Check HF_TOKEN, or try again later.") from error
-    except OSError as error:  # no network, or offline mode
+    except Exception as error:  # of the network: classes of the HTTP library, or of offline mode
         raise LoradagError(
             f"{where}: the hub cannot be reached ({type(error).__name__}). {OFFLINE}"
         ) from error
@@ -166,7 +166,7 @@ def resolve_origins(**named: Any) -> Origins:
     """
     origins: Origins = {}
     for source in list_sources(**named):
-        if source.kind == "hub":
+        if source.kind == "hub" and commit_key(source) not in origins:
             commit = resolve_commit(str(source.id), str(source.revision))
             origins[commit_key(source)] = {"id": source.id, "commit": commit}
         elif source.kind in PACKAGES:

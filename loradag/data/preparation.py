@@ -420,8 +420,8 @@ def _left_out(files: list[Path], sources: list[Source], prepare: Prepare) -> "np
         np.concatenate([t[name].to_numpy(zero_copy_only=False) for t in tables]) for name in names
     )
     order = np.lexsort((positions, ~held_out, ids))
-    is_first = np.concatenate([[True], np.diff(ids[order]) != 0])
-    kept = order[is_first]
+    _, firsts = np.unique(ids[order], return_index=True)
+    kept = order[firsts]
     kept = kept[~held_out[kept]]
     left_out: np.ndarray[Any, Any] = ids[kept][
         ~sample(ids[kept], origins[kept], weights, prepare.max_rows)

