@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 
 from loradag.compat import dvc
@@ -56,7 +55,7 @@ def make_workspace(
         shutil.rmtree(folder)
     shutil.copytree(snapshot, folder)
     truncated = truncate(dvc.read_yaml(folder / "dvc.yaml"), params["sweep"]["until"])
-    (folder / "dvc.yaml").write_text(yaml.safe_dump(truncated, sort_keys=False), encoding="utf-8")
+    dvc.write_yaml(folder / "dvc.yaml", truncated)
     write_params(OmegaConf.create(params), folder)
     _link_inputs(folder, project, params)
     config = configparser.ConfigParser()
