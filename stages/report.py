@@ -60,7 +60,11 @@ def report(
     reports = {stage: json.loads(paths.report(stage).read_text()) for stage in STAGES}
     reports["export"] = sized(reports["export"])
     ran = stages_ran(paths, STAGES)
-    name, flat, curves = run_name(params), flat_params(params), read_curves(paths.loss)
+    name, flat, curves = (
+        run_name(params),
+        flat_params(params),
+        read_curves(paths.loss, paths.eval_loss),
+    )
     tags, changed = source_tags(paths.root), changed_params(paths.root, params)
 
     with replacing(paths.page) as page:
