@@ -129,6 +129,19 @@ def _train_rules(config: Config) -> Iterable[Problem]:
             "training would log another loss",
             "Change one of them.",
         )  # fmt: skip
+    if train.early_stopping.patience is not None and train.eval_steps is None:
+        yield Problem(
+            "train.early_stopping.patience", train.early_stopping.patience,
+            "counts evaluations, and train.eval_steps = None makes none before the last step",
+            "Set train.eval_steps.",
+        )  # fmt: skip
+    if train.keep == "best" and train.checkpoint_steps != train.eval_steps:
+        yield Problem(
+            "train.keep", "best",
+            f"needs a checkpoint of each evaluation, and train.checkpoint_steps = "
+            f"{train.checkpoint_steps} is not train.eval_steps = {train.eval_steps}",
+            "Set both to the same number.",
+        )  # fmt: skip
     if train.packing and train.packing_tokens < config.prepare.max_tokens:
         yield Problem(
             "train.packing_tokens", train.packing_tokens,
