@@ -15,6 +15,7 @@ def baseline(paths: Paths, evaluate: Evaluate) -> dict[str, Any]:
     from loradag.data.rows import read_rows
     from loradag.data.token_contract import read_contract, verify_tokenizer
     from loradag.evaluation.held_out import HeldOut
+    from loradag.evaluation.tasks import score_tasks
     from loradag.models.device import compute_dtype
     from loradag.models.loading import is_quantized, load_base, load_quantized
     from loradag.models.precision import verify_dtype
@@ -27,11 +28,13 @@ def baseline(paths: Paths, evaluate: Evaluate) -> dict[str, Any]:
 
     model = load_base(paths, dtype)
     base, samples = held_out.measure(model), held_out.sample(model)
+    tasks = {"base": score_tasks(model, tokenizer, evaluate)}
     if is_quantized(paths):
         model = load_quantized(paths, dtype)
+        tasks["quantized"] = score_tasks(model, tokenizer, evaluate)
     computed = verify_dtype(model, dtype)
     quantized = held_out.measure(model) if is_quantized(paths) else base
-    measured = {"base": base, "quantized": quantized}
+    measured = {"base": base, "quantized": quantized, "tasks": tasks if evaluate.tasks else {}}
     write_json(paths.baseline, {**measured, "samples": samples})
     return {**measured, "dtype": computed}
 

@@ -2,7 +2,7 @@
 
 Reads `reports/*.json` and the loss curve; writes `report.html`, publishes the run to MLflow, and
 prints the result. It runs also when every stage before it came from the cache, so that the run in
-MLflow is complete either way, and says which stages ran.
+MLflow is complete either way, and lists which stages ran, came from the cache or were left out.
 """
 
 import json
@@ -57,9 +57,12 @@ def report(
         "export": asdict(export),
         "seed": seed,
     }
-    reports = {stage: json.loads(paths.report(stage).read_text()) for stage in STAGES}
-    reports["export"] = sized(reports["export"])
-    ran = stages_ran(paths, STAGES)
+    # The jobs of a sweep have no report of the stages after `sweep.until`.
+    present = [stage for stage in STAGES if paths.report(stage).exists()]
+    reports = {stage: json.loads(paths.report(stage).read_text()) for stage in present}
+    if "export" in reports:
+        reports["export"] = sized(reports["export"])
+    ran = stages_ran(paths, present) | dict.fromkeys(s for s in STAGES if s not in present)
     name, flat, curves = run_name(params), flat_params(params), read_curves(paths.loss)
     tags, changed = source_tags(paths.root), changed_params(paths.root, params)
 
@@ -67,8 +70,9 @@ def report(
         html = report_page(name, params, flat, changed, reports, curves, ran, tags)
         page.write_text(html, encoding="utf-8")
     tags |= stage_tags(ran) | {"mlflow.note.content": note(reports)}
-    where = publish(paths, name, flat, reports, curves, tags, export.register)
-    mark_published(paths, STAGES)
+    registered = export.register if "merge" in reports else None
+    where = publish(paths, name, flat, reports, curves, tags, registered)
+    mark_published(paths, present)
     print_summary(name, params, reports, ran, paths.page.name, where)
 
 

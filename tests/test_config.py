@@ -97,6 +97,7 @@ def test_all_problems_come_at_once_with_key_value_rule_and_remedy() -> None:
             ["train.packing_tokens", "prepare.template"],
         ),
         (["evaluate.stride=512"], ["evaluate.stride"]),
+        (["evaluate.stride=256"], ["evaluate.stride"]),  # the first token of each window
         (["train.logging_steps=7"], ["train.checkpoint_steps"]),
         (["prepare.eval_fraction=0.99"], ["prepare.eval_fraction"]),
         (["model.source=hub", "model.id=null"], ["model.id"]),

@@ -26,9 +26,10 @@ class Runtime:
 
 @dataclass
 class Sweep:
-    """What becomes of a sweep's workspaces."""
+    """How far the jobs of a sweep run, and which workspaces are kept."""
 
     keep: str = one_of("all", "failed", "none")
+    until: str = one_of("evaluate", "export")  # the last stage of a job; `report` always runs
 
 
 @dataclass

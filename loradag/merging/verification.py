@@ -23,10 +23,15 @@ from loradag.config.problems import LoradagError
 from loradag.data.rows import read_rows
 from loradag.data.templates import encode_prompt
 from loradag.data.token_contract import read_contract, verify_tokenizer
-from loradag.evaluation.parity import Parity, Probe, compare, record
+from loradag.evaluation.parity import (
+    Parity,
+    Probe,
+    compare,
+    comparison_dtype,
+    record,
+)
 from loradag.merging.layers import largest_error, layer_outputs, rounding_bound
 from loradag.merging.merged_model import float_weights
-from loradag.models.device import compute_dtype
 from loradag.models.loading import (
     is_adapter,
     is_quantized,
@@ -61,7 +66,7 @@ def verify_merge(paths: Paths, merged: Path, merge: Merge) -> dict[str, Any]:
     ids = [row.input_ids for row in rows]
     probe = Probe(ids, texts, texts + prompts, merge.max_new_tokens)
     brief = Probe(ids[:ROUNDING_ROWS], texts, [], 0)
-    dtype = compute_dtype("auto")
+    dtype = comparison_dtype(merged)
 
     paths.state.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=paths.state, prefix="parity-") as scratch:

@@ -135,11 +135,17 @@ def exports(reports: Reports) -> list[Exported]:
     ]
 
 
-def stage_rows(reports: Reports, ran: Mapping[str, bool]) -> list[tuple[str, bool, str]]:
-    """For each stage: its name, whether it ran, and how long it took or once took."""
+def stage_rows(
+    reports: Reports, ran: Mapping[str, bool | None]
+) -> list[tuple[str, bool | None, str]]:
+    """For each stage: its name, whether it ran, and how long it took or once took.
+
+    False: it came from the cache; None: it is no part of this run.
+    """
+    seconds = {stage: report.get("seconds") for stage, report in reports.items()}
     return [
-        (stage, ran.get(stage, False), duration(report["seconds"]) if "seconds" in report else "")
-        for stage, report in reports.items()
+        (stage, did, duration(taken) if (taken := seconds.get(stage)) is not None else "")
+        for stage, did in ran.items()
     ]
 
 

@@ -27,7 +27,7 @@ def report_page(
     changed: set[str],
     reports: Reports,
     curves: Mapping[int, Mapping[str, float]],
-    ran: Mapping[str, bool],
+    ran: Mapping[str, bool | None],
     tags: Mapping[str, str],
 ) -> str:
     """`report.html`.
@@ -39,7 +39,7 @@ def report_page(
         changed: the keys of `flat` that differ from the committed params.
         reports: by stage.
         curves: `plots/loss.csv`, {step: {metric: value}}.
-        ran: by stage; False is shown as cached.
+        ran: by stage; False is shown as cached, None as not run.
         tags: MLflow's, of the commit and the state of the DAG.
     """
     stages = ("prepare", "quantize", "train", "evaluate", "merge", "export")

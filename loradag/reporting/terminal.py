@@ -21,7 +21,7 @@ def print_summary(
     name: str,
     params: Mapping[str, Any],
     reports: Reports,
-    ran: Mapping[str, bool],
+    ran: Mapping[str, bool | None],
     page: str,
     where: str,
 ) -> None:
@@ -46,7 +46,8 @@ def print_summary(
     rows("Merge", _merge(reports, params))
     rows("Export", map(_exported, results.exports(reports)))
     rows("Ran", [" ".join(stage for stage, did in ran.items() if did)])
-    rows("From cache", [" ".join(stage for stage, did in ran.items() if not did)])
+    rows("From cache", [" ".join(stage for stage, did in ran.items() if did is False)])
+    rows("Not run", [" ".join(stage for stage, did in ran.items() if did is None)])
     rows("Next", (f"[bold]{command:<43}[/] [dim]{what}[/]" for command, what in NEXT))
     rows("Page", [page])
     console = Console(highlight=False)
