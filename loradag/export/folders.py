@@ -10,6 +10,7 @@ from typing import Any
 
 from loradag.checkpoints.streaming_writer import INDEX, SINGLE, ShardWriter, entries, stream
 from loradag.models.pinning import PATTERNS
+from loradag.runtime import Paths
 
 WEIGHTS = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -54,3 +55,15 @@ def copy_all_but_weights(source: Path, folder: Path) -> None:
         for file in sorted(source.glob(pattern)):
             if file.suffix != ".safetensors" and file.name != INDEX:
                 shutil.copyfile(file, folder / file.name)
+
+
+def base_quantization(paths: Paths) -> dict[str, Any] | None:
+    """What quantises an adapter's base as it was in training: options of `BitsAndBytesConfig`.
+
+    None: the adapter was trained on the full-precision base.
+    """
+    path = paths.quantized / "config.json"
+    if not path.exists():
+        return None
+    options: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["quantization_config"]
+    return options
