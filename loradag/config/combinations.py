@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from loradag.config.inputs import INPUT_KEYS, derive_inputs
+from loradag.config.inputs import derive_inputs
 from loradag.config.model import Model
 from loradag.config.prepare import Prepare
 from loradag.config.problems import Problem
@@ -154,10 +154,8 @@ def _train_rules(config: Config) -> Iterable[Problem]:
 def _inputs_rules(config: Config) -> Iterable[Problem]:
     for name, path in derive_inputs(config).items():
         if Path(path).resolve() == Path().resolve():
-            key = INPUT_KEYS[name]
-            section, _, option = key.partition(".")
             yield Problem(
-                key, getattr(getattr(config, section), option),
+                f"inputs.{name}", path,
                 "makes the whole project an input of the pipeline, whose outputs change it",
                 "Put the files into a folder of their own and name that.",
             )  # fmt: skip
