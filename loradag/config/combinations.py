@@ -1,5 +1,6 @@
 """Rules over more than one key."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def check_combinations(config: Config) -> Iterable[Problem]:
     yield from _quantize_rules(config.quantize)
     yield from _method_rules(config)
     yield from _train_rules(config)
+    yield from _general_rules(config)
     yield from _inputs_rules(config)
     whole = config.adapter.variant == "none" or config.train.method == "qat"
     if whole and "adapter" in config.export.formats:
@@ -148,6 +150,27 @@ def _train_rules(config: Config) -> Iterable[Problem]:
             f"is less than prepare.max_tokens = {config.prepare.max_tokens}, so packing would cut "
             "rows",
             "Raise it to prepare.max_tokens or more.",
+        )  # fmt: skip
+
+
+def _general_rules(config: Config) -> Iterable[Problem]:
+    general = config.evaluate.general
+    if general.source == config.prepare.source and general.source in ("glosses", "quotes"):
+        yield Problem(
+            "evaluate.general.source", general.source,
+            f"is what is tuned on, prepare.source = {config.prepare.source}, and so measures no "
+            "forgetting",
+            "Choose another source, or none.",
+        )  # fmt: skip
+    for source, name in (("hub", "id"), ("hub", "split"), ("file", "path")):
+        if general.source == source and getattr(general, name) is None:
+            rule = f"is needed by evaluate.general.source = {source}"
+            yield Problem(f"evaluate.general.{name}", None, rule, f"Set evaluate.general.{name}.")
+    if general.source == "hub" and not re.fullmatch("[0-9a-f]{40}", general.revision or ""):
+        yield Problem(
+            "evaluate.general.revision", general.revision,
+            "must be a commit, or the text would change from one run to the next",
+            "Set it to the full hash of a commit of the data set.",
         )  # fmt: skip
 
 
