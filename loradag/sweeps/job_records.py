@@ -37,7 +37,7 @@ class SweepRecord:
 
 @dataclass
 class JobRecord:
-    """How a job went. Its reports and loss curve lie beside it."""
+    """How a job went. With its reports and its loss curve."""
 
     number: int
     overrides: list[str]  # all of them, as Hydra takes them
