@@ -32,6 +32,7 @@ from loradag.planning.grid import (
     without_unstaged,
 )
 from loradag.planning.pipeline import Pipeline
+from loradag.sweeps.gpus import visible_gpus
 from loradag.sweeps.job_records import SweepRecord, read_jobs, write_table
 
 log = logging.getLogger(__name__)
@@ -87,10 +88,15 @@ def start(config: DictConfig) -> None:
 
     overrides = without_unstaged(sweep_overrides(config))
     name = "sweep of " + (" × ".join(swept_keys(config)) or "one job")
-    run_id = open_parent(key, name, project, overrides)
-    threads = _threads(config, len(jobs))
     SweepRecord(
-        key, name, str(project), str(cache_folder(project)), swept_keys(config), run_id, threads
+        key=key,
+        name=name,
+        project=str(project),
+        cache=str(cache_folder(project)),
+        swept=swept_keys(config),
+        run_id=open_parent(key, name, project, overrides),
+        threads=_threads(config, len(jobs)),
+        gpus=_gpus(config, len(jobs)),
     ).write(folder)
     _running["folder"] = folder  # from here on there is something to conclude
     _set_folder(config, folder)
@@ -190,19 +196,28 @@ def _key(config: DictConfig, sources: str, inputs: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _threads(config: DictConfig, jobs: int) -> int | None:
-    """Threads for each of the jobs that run at once on one machine; None: as configured."""
-    if os.environ.get("LORADAG_THREADS") or config.runtime.threads is not None:
-        return None
-    launcher, cores = config.hydra.launcher, os.cpu_count() or 1
+def _jobs_at_once(config: DictConfig, jobs: int) -> int | None:
+    """How many jobs run at once on this machine; None: they run elsewhere, or one by one."""
+    launcher = config.hydra.launcher
     batch = jobs or config.hydra.sweeper.get("n_jobs", 1)
     if "joblib" in launcher._target_:
-        at_once = min(cores if launcher.n_jobs < 0 else launcher.n_jobs, batch)
-    elif "LocalLauncher" in launcher._target_:
-        at_once = batch
-    else:
+        return min((os.cpu_count() or 1) if launcher.n_jobs < 0 else launcher.n_jobs, batch)
+    return batch if "LocalLauncher" in launcher._target_ else None
+
+
+def _threads(config: DictConfig, jobs: int) -> int | None:
+    """Threads for each of the jobs that run at once on this machine; None: as configured."""
+    at_once = _jobs_at_once(config, jobs)
+    if at_once is None or os.environ.get("LORADAG_THREADS") or config.runtime.threads is not None:
         return None
-    return max(1, cores // max(1, at_once))
+    return max(1, (os.cpu_count() or 1) // max(1, at_once))
+
+
+def _gpus(config: DictConfig, jobs: int) -> list[str]:
+    """The GPUs for jobs that run at once on this machine, one for each job."""
+    if (_jobs_at_once(config, jobs) or 1) == 1 or config.runtime.device == "cpu":
+        return []
+    return visible_gpus()
 
 
 def _set_folder(config: DictConfig, folder: Path) -> None:
