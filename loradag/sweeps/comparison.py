@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loradag.sweeps.grid import without_unstaged
+from loradag.planning.grid import short, without_unstaged
 from loradag.sweeps.job_records import JobRecord
 
 if TYPE_CHECKING:
@@ -123,12 +123,6 @@ def job_table(jobs: Sequence[JobRecord], keys: Sequence[str]) -> Table:
         style = "bold green" if job is best else None
         table.add_row(str(job.number), *swept, *result, *times, style=style)
     return table
-
-
-def short(keys: Sequence[str]) -> list[str]:
-    """`adapter.r` as `r`, where no other key ends alike."""
-    ends = [key.rpartition(".")[2] for key in keys]
-    return [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
 
 
 def seed_table(ranked: Sequence[Setting]) -> Table:

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: expanded from its overrides and composed, as Hydra does it, but faster.
+"""The jobs of a sweep: expanded from its overrides and composed, as by Hydra, but faster.
 
 Hydra composes every job from its files, a third of a second each. Here jobs that choose the same
 files share one composition, and only their values are set anew, by Hydra's own code for that.
@@ -30,6 +30,12 @@ UNSTAGED = ("runtime", "sweep")  # sections that cannot change an output
 def without_unstaged(overrides: Sequence[str]) -> list[str]:
     """Of `overrides` those that can change an output."""
     return [o for o in overrides if o.lstrip("+").split(".")[0] not in UNSTAGED]
+
+
+def short(keys: Sequence[str]) -> list[str]:
+    """`adapter.r` as `r`, where no other key ends alike."""
+    ends = [key.rpartition(".")[2] for key in keys]
+    return [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
 
 
 @dataclass(frozen=True)
