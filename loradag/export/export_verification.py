@@ -23,7 +23,7 @@ from loradag.export.runtimes import (
 from loradag.models.loading import load_base, load_model, load_tuned
 from loradag.models.pinning import weights_folder
 from loradag.models.tokenizer import load_tokenizer
-from loradag.quantization.lattice import read_grid
+from loradag.quantization.lattice import read_lattice
 from loradag.runtime import Paths
 from loradag.runtime.environment import threads
 
@@ -86,7 +86,7 @@ def _expected_perplexity(paths: Paths, name: str, trial: Trial, tokenizer: Any) 
     """What the format `name` should come to, measured here; None: what the merged model does."""
     if name.startswith(GGUF):
         model = load_model(paths.merged, comparison_dtype(paths.merged))
-        round_weights(model, name.removeprefix(GGUF), read_grid(paths.merged))
+        round_weights(model, name.removeprefix(GGUF), read_lattice(paths.merged))
     elif name == "adapter":
         # It stands on the full-precision base; how far that is from the quantised one that it was
         # trained on, and maybe merged into, is the merge's to say.

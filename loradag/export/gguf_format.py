@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loradag.config.problems import LoradagError
-from loradag.quantization.lattice import Grid, read_grid
+from loradag.quantization.lattice import Lattice, read_lattice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,8 +45,8 @@ def write_gguf(model: Path, path: Path, type: str, name: str) -> dict[str, str]:
 
     Matrices are stored as `type`, vectors in float32. A matrix whose rows are no multiple of the
     type's block falls back to f16; tables that the format wants exact are not counted. Of a model
-    that was trained on a grid which the type holds, the weights on the grid are stored as they are,
-    and all other matrices as f16.
+    that was trained on a lattice which the type can store, the weights on the lattice are stored as
+    they are, and all other matrices as f16.
 
     Raises:
         LoradagError: the converter does not know the architecture or the tokenizer.
@@ -77,9 +77,9 @@ def write_gguf(model: Path, path: Path, type: str, name: str) -> dict[str, str]:
                 converter.hparams.setdefault("n_ctx", converter.hparams["n_positions"])
             known = converter.get_vocab_base_pre
             converter.get_vocab_base_pre = lambda tokenizer: _pre_tokenizer(tokenizer, known)
-            grid = read_grid(model)
-            if grid and grid.fits(type):
-                _store_on_grid(converter, type, grid)
+            lattice = read_lattice(model)
+            if lattice and lattice.fits(type):
+                _store_on_lattice(converter, type, lattice)
             elif type in BEYOND_CONVERTER:
                 quantized = gguf.GGMLQuantizationType[type.upper()]
                 _force(converter, lambda _: quantized)
@@ -97,8 +97,8 @@ def write_gguf(model: Path, path: Path, type: str, name: str) -> dict[str, str]:
     }
 
 
-def _store_on_grid(converter: Any, type: str, grid: Grid) -> None:
-    """Let the converter store matrices that are on the grid in blocks of that grid."""
+def _store_on_lattice(converter: Any, type: str, lattice: Lattice) -> None:
+    """Let the converter store matrices that are on the lattice in blocks of that lattice."""
     from conversion.base import LazyTorchTensor
     from gguf import GGMLQuantizationType
 
@@ -109,7 +109,7 @@ def _store_on_grid(converter: Any, type: str, grid: Grid) -> None:
         for new_name, tensor in modify(data, name, block):
             if tensor.dim() == 2:
                 weight = LazyTorchTensor.to_eager(tensor)
-                blocks = grid.blocks(weight.float().numpy(), type)
+                blocks = lattice.encode(weight.float().numpy(), type)
                 if blocks is not None:
                     stored[new_name] = blocks
             yield new_name, tensor
@@ -173,13 +173,13 @@ def _step(step: dict[str, Any]) -> str:
 
 
 def rounded(
-    weight: torch.Tensor, type: str, transposed: bool, grid: Grid | None = None
+    weight: torch.Tensor, type: str, transposed: bool, lattice: Lattice | None = None
 ) -> torch.Tensor:
     """What a float32 matrix (out, in) is after a round trip through `type`, as the file has it.
 
     Args:
         transposed: the matrix is (in, out).
-        grid: of a model that was trained on one.
+        lattice: of a model that was trained on one.
     """
     import gguf
     import torch
@@ -189,8 +189,8 @@ def rounded(
         return weight.to(names[type]).float()
     rows: np.ndarray[Any, Any] = (weight.T if transposed else weight).contiguous().numpy()
     kind = gguf.GGMLQuantizationType[type.upper()]
-    if grid and grid.fits(type):
-        blocks = grid.blocks(rows, type)
+    if lattice and lattice.fits(type):
+        blocks = lattice.encode(rows, type)
     elif rows.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
         blocks = None
     else:
@@ -201,7 +201,7 @@ def rounded(
     return stored.T if transposed else stored
 
 
-def round_weights(model: Any, type: str, grid: Grid | None = None) -> None:
+def round_weights(model: Any, type: str, lattice: Lattice | None = None) -> None:
     """Round the matrices of a transformers model in place, as its GGUF of `type` stores them.
 
     What the model then loses is the format's own loss: what a runtime loses beyond it is an error.
@@ -217,6 +217,6 @@ def round_weights(model: Any, type: str, grid: Grid | None = None) -> None:
         if matrix and weight is not None and weight.data_ptr() not in done:
             kind = "f16" if type.startswith("tq") and module in embeddings else type
             weight.data.copy_(
-                rounded(weight.data.float().cpu(), kind, isinstance(module, Conv1D), grid)
+                rounded(weight.data.float().cpu(), kind, isinstance(module, Conv1D), lattice)
             )
             done.add(weight.data_ptr())

@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
+from loradag.compat.trl import trained_parameters_unchanged
 from loradag.config.train import Train
 from loradag.data.rows import Row
 from loradag.models.precision import verify_dtype
@@ -50,47 +51,42 @@ def make_trainer(
     callbacks: list[Any],
 ) -> SFTTrainer:
     """A trainer that computes in `dtype` and checkpoints into `checkpoints`."""
-    started = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    trainer = SFTTrainer(
-        model=model,
-        args=SFTConfig(
-            output_dir=str(checkpoints),
-            max_steps=train.max_steps or -1,
-            num_train_epochs=train.epochs,
-            per_device_train_batch_size=train.batch_size,
-            gradient_accumulation_steps=train.gradient_accumulation,
-            gradient_checkpointing=train.gradient_checkpointing,
-            learning_rate=train.learning_rate,
-            lr_scheduler_type=train.scheduler,
-            warmup_steps=train.warmup_steps,
-            optim=train.optimizer,
-            weight_decay=train.weight_decay,
-            max_grad_norm=train.max_grad_norm,
-            packing=train.packing,
-            max_length=train.packing_tokens if train.packing else None,
-            bf16=dtype == torch.bfloat16,
-            fp16=dtype == torch.float16,
-            use_cpu=model.device.type == "cpu",
-            seed=seed,
-            logging_steps=train.logging_steps,
-            logging_first_step=True,
-            logging_nan_inf_filter=False,  # else a NaN is logged as the average of the others
-            include_num_input_tokens_seen="non_padding",
-            save_steps=train.checkpoint_steps,
-            save_total_limit=2,
-            report_to="none",
-        ),
-        train_dataset=labelled(rows, train.loss, tokenizer.eos_token_id),
-        processing_class=tokenizer,
-        callbacks=[FiniteLoss(), *callbacks],
-    )
+    with trained_parameters_unchanged(model):
+        trainer = SFTTrainer(
+            model=model,
+            args=SFTConfig(
+                output_dir=str(checkpoints),
+                max_steps=train.max_steps or -1,
+                num_train_epochs=train.epochs,
+                per_device_train_batch_size=train.batch_size,
+                gradient_accumulation_steps=train.gradient_accumulation,
+                gradient_checkpointing=train.gradient_checkpointing,
+                learning_rate=train.learning_rate,
+                lr_scheduler_type=train.scheduler,
+                warmup_steps=train.warmup_steps,
+                optim=train.optimizer,
+                weight_decay=train.weight_decay,
+                max_grad_norm=train.max_grad_norm,
+                packing=train.packing,
+                max_length=train.packing_tokens if train.packing else None,
+                bf16=dtype == torch.bfloat16,
+                fp16=dtype == torch.float16,
+                use_cpu=model.device.type == "cpu",
+                seed=seed,
+                logging_steps=train.logging_steps,
+                logging_first_step=True,
+                logging_nan_inf_filter=False,  # else a NaN is logged as the average of the others
+                include_num_input_tokens_seen="non_padding",
+                save_steps=train.checkpoint_steps,
+                save_total_limit=2,
+                report_to="none",
+            ),
+            train_dataset=labelled(rows, train.loss, tokenizer.eos_token_id),
+            processing_class=tokenizer,
+            callbacks=[FiniteLoss(), *callbacks],
+        )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LossBar())
-    # trl rounds what trains on a quantized base to bfloat16: slow on a CPU without it, and lossy
-    # for a start that was computed.
-    for name, parameter in model.named_parameters():
-        if name in started:
-            parameter.data = started[name]
     return trainer
 
 
