@@ -60,6 +60,12 @@ def fraction() -> Any:
     return rule_field(Rule(text, lambda v: 0 <= v < 1, "Use a fraction such as 0.05."))
 
 
+def field_names(format_string: str) -> list[str]:
+    """The fields that a format string names, each once, in order."""
+    named = [name for _, name, _, _ in Formatter().parse(format_string) if name]
+    return list(dict.fromkeys(named))
+
+
 def format_string() -> Any:
     """Text with a row's fields in braces, e.g. `Quote: {quote}`."""
 
@@ -76,7 +82,7 @@ def format_string() -> Any:
 
 
 def module_names(*, pattern: bool) -> Any:
-    """Names of modules; with `pattern`, also one regular expression, or "all-linear"."""
+    """Names of modules; with `pattern` also one regular expression, as peft's "all-linear" is."""
 
     def holds(value: Any) -> bool:
         if isinstance(value, str):

@@ -10,6 +10,7 @@ from typing import Any
 from loradag.checkpoints.model_files import copy_all_but_weights
 from loradag.checkpoints.safetensors_reader import read_entries, read_tensors
 from loradag.checkpoints.safetensors_writer import ShardWriter, split_into_shards
+from loradag.runtime import Paths
 
 WEIGHTS = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -35,3 +36,15 @@ def write_adapter(adapter: Path, merged: Path, folder: Path, pin: dict[str, Any]
     config = json.loads(path.read_text(encoding="utf-8"))
     config["revision"] = pin["revision"]
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def base_quantization(paths: Paths) -> dict[str, Any] | None:
+    """What quantises an adapter's base as it was in training: options of `BitsAndBytesConfig`.
+
+    None: the adapter was trained on the full-precision base.
+    """
+    path = paths.quantized / "config.json"
+    if not path.exists():
+        return None
+    options: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["quantization_config"]
+    return options

@@ -230,6 +230,4 @@ def _verify_config(model: Model, folder: Path) -> None:
     if model.context and longest and model.context > longest:
         wrong.append(f"  - model.context = {model.context}, but the model has {longest}")
     if wrong:
-        raise LoradagError(
-            "\n".join(["the model does not match its config:", *wrong])
-        )
+        raise LoradagError("\n".join(["the model does not match its config:", *wrong]))
