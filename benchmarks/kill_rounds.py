@@ -4,9 +4,9 @@
 
 A round starts with an empty store and an empty cache (or with what STAGE and the stages before it
 have made), starts `dvc repro` on the random model of 139,584 parameters, and kills it with its
-stage (SIGKILL to the process group) one to three times. The last run must succeed. Then the bytes of
-every artifact, the curves, the reports (apart from times and memory) and the MLflow record are those
-of the undisturbed run. Prints a line a round, and the count at the end.
+stage (SIGKILL to the process group) one to three times. The last run must succeed. Then the bytes
+of every artifact, the curves, the reports (apart from times and memory) and the MLflow record are
+those of the undisturbed run. Prints a line a round, and the count at the end.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ class Inputs:
     model: str = MISSING  # fetch: the folder of model.source = local
     rows: str = MISSING  # prepare: the file or folder of prepare.source = file
     tasks: str = MISSING  # baseline and evaluate: the folder of evaluate.tasks_path
+    adapter: str = MISSING  # train: the folder of adapter.start
     calibration: str = MISSING  # quantize: the rows that static scales are taken from
 
 
@@ -37,6 +38,11 @@ def derive_inputs(config: Any) -> dict[str, str]:
         "model": common_path([model.path]) if local else "stages/fetch.py",
         "rows": common_path([prepare.path]) if rows else "stages/prepare.py",
         "tasks": common_path([evaluate.tasks_path]) if evaluate.tasks_path else "data/prepared",
+        "adapter": (
+            "stages/train.py"
+            if _is_unset(config.adapter, "start")
+            else common_path([config.adapter.start])
+        ),
         "calibration": CALIBRATION if quantize.scheme == "static_w8a8" else "artifacts/base",
     }
 

@@ -112,7 +112,8 @@ def _link_inputs(folder: Path, project: Path, params: dict[str, Any]) -> None:
     A symbolic link: DVC hashes what it points to, under the path that `dvc.yaml` names.
     """
     for key, name in (
-        ("model.path", "model"), ("prepare.path", "rows"), ("evaluate.tasks_path", "tasks"),
+        ("model.path", "model"), ("prepare.path", "rows"), ("adapter.start", "adapter"),
+        ("evaluate.tasks_path", "tasks"),
     ):  # fmt: skip
         path = Path(params.get("inputs", {}).get(name, ""))
         link = folder / path
