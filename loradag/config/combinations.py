@@ -5,8 +5,10 @@ from pathlib import Path
 
 from loradag.config.inputs import derive_inputs
 from loradag.config.model import Model
+from loradag.config.prepare import Prepare
 from loradag.config.problems import Problem
 from loradag.config.quantize import Quantize
+from loradag.config.rules import field_names
 from loradag.config.sections import Config
 
 QAT_ADAPTERS = ("none", "lora", "rslora", "pissa")
@@ -48,10 +50,7 @@ def _model_rules(model: Model) -> Iterable[Problem]:
 
 def _prepare_rules(config: Config) -> Iterable[Problem]:
     prepare, model = config.prepare, config.model
-    needed = {"hub": "id", "file": "path"}.get(prepare.source)
-    if needed and getattr(prepare, needed) is None:
-        rule = f"is needed by prepare.source = {prepare.source}"
-        yield Problem(f"prepare.{needed}", None, rule, f"Set prepare.{needed}.")
+    yield from _source_rules(prepare)
     if prepare.eval_fraction + prepare.calibration_fraction >= 1:
         yield Problem(
             "prepare.eval_fraction", prepare.eval_fraction,
@@ -69,15 +68,56 @@ def _prepare_rules(config: Config) -> Iterable[Problem]:
                 key, tokens, f"is larger than the model's context, model.context = {model.context}",
                 f"Lower {key} to {model.context} or less.",
             )  # fmt: skip
-    if prepare.template == "rendered" and "completion" in (
-        config.train.loss, config.evaluate.loss,
-    ):  # fmt: skip
+    if prepare.template == "rendered" and {config.train.loss, config.evaluate.loss} != {"full"}:
         yield Problem(
             "prepare.template", "rendered",
             "has no boundary between prompt and completion, so train.loss and evaluate.loss "
-            "cannot be completion",
+            "cannot be completion or assistant",
             "Set both to full.",
         )  # fmt: skip
+
+
+def _source_rules(prepare: Prepare) -> Iterable[Problem]:
+    needed = {"hub": "id", "file": "path", "mix": "mix"}.get(prepare.source)
+    if needed and getattr(prepare, needed) is None:
+        rule = f"is needed by prepare.source = {prepare.source}"
+        yield Problem(f"prepare.{needed}", None, rule, f"Set prepare.{needed}.")
+    if prepare.eval_split is not None and prepare.source != "hub":
+        yield Problem(
+            "prepare.eval_split", prepare.eval_split,
+            f"is a split of a hub data set, and prepare.source = {prepare.source}",
+            "Set prepare.eval_path to a file, or prepare=hub.",
+        )  # fmt: skip
+    if prepare.eval_split is not None and prepare.eval_path is not None:
+        yield Problem(
+            "prepare.eval_split", prepare.eval_split,
+            "and prepare.eval_path both name the held-out rows", "Set one of them to null.",
+        )  # fmt: skip
+    if prepare.template == "rendered" and prepare.format not in ("text", "prompt_completion"):
+        yield Problem(
+            "prepare.template", "rendered",
+            f"is for full texts, which prepare.format = {prepare.format} does not have",
+            "Set prepare.format=text.",
+        )  # fmt: skip
+    if prepare.template == "plain" and prepare.format in ("messages", "sharegpt"):
+        yield Problem(
+            "prepare.template", "plain",
+            f"has no turns, which prepare.format = {prepare.format} is made of",
+            "Set prepare.template=chat.",
+        )  # fmt: skip
+    if prepare.prompt is not None and prepare.completion is not None and not _named(prepare):
+        yield Problem(
+            "prepare.completion", prepare.completion,
+            "names no field of a row, nor does prepare.prompt", "Write {field} into one of them.",
+        )  # fmt: skip
+
+
+def _named(prepare: Prepare) -> bool:
+    """Whether the format strings name a field; broken ones are reported by their own rule."""
+    try:
+        return bool(field_names(f"{prepare.prompt}{prepare.completion}"))
+    except ValueError:
+        return True
 
 
 def _train_rules(config: Config) -> Iterable[Problem]:

@@ -18,7 +18,7 @@ class Evaluate:
     window: int = at_least(2)  # tokens
     stride: int = at_least(1)  # tokens
     batch_tokens: int = at_least(1)  # tokens a forward pass, padding included
-    loss: str = one_of("full", "completion")
+    loss: str = one_of("full", "completion", "assistant")  # full: on every token
     samples: int = at_least(0)  # prompts
     max_new_tokens: int = at_least(1)
     tasks: list[str] = MISSING  # of lm-evaluation-harness

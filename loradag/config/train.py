@@ -26,7 +26,7 @@ class Train:
     """The optimisation."""
 
     method: str = one_of("sft", "qat", "bitnet")
-    loss: str = one_of("full", "completion")
+    loss: str = one_of("full", "completion", "assistant")  # full: on every token
     max_rows: int | None = at_least(1)  # train on the first rows only; null: all
     packing: bool = MISSING  # several short rows in one, none seeing another
     packing_tokens: int = at_least(8)  # tokens a packed row

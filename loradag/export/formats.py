@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from loradag.checkpoints.model_files import PIN
 from loradag.config.export import Export
 from loradag.data.templates import render_prompt
 from loradag.data.token_contract import read_contract
@@ -14,7 +15,7 @@ from loradag.export.folders import write_adapter, write_safetensors
 from loradag.export.gguf_format import write_gguf
 from loradag.export.modelfile import write_modelfile
 from loradag.export.reference import GGUF
-from loradag.models.pinning import PIN, sha256
+from loradag.models.pinning import sha256
 from loradag.models.tokenizer import load_tokenizer
 from loradag.runtime import Paths
 

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loradag.checkpoints.streaming_writer import FLOATS, entries
+from loradag.checkpoints.safetensors_reader import FLOATS, read_entries
 from loradag.compat.gguf import ConversionError, convert
 from loradag.config.problems import LoradagError
 from loradag.quantization.lattice import Grid, read_grid
@@ -63,7 +63,7 @@ def write_gguf(model: Path, path: Path, type: str, name: str) -> dict[str, str]:
 
 def is_exact(model: Path, type: str) -> bool:
     """Whether `type` stores every weight of the folder `model` as it is."""
-    stored = {entry.dtype for entry in entries(model).values()} & set(FLOATS)
+    stored = {entry.dtype for entry in read_entries(model).values()} & set(FLOATS)
     return stored <= EXACT_IN.get(type, set())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,18 +14,25 @@ from loradag.config.problems import LoradagError
 IGNORED = -100  # the label that no loss is taken of
 
 
-def check_labels(labels: list[list[int]], eos_token_id: int) -> None:
-    """Refuse labels that train nothing, or that never show the model how to stop.
+def check_labels(labels: Iterable[Any], loss: str, eos_token_id: int) -> None:
+    """Refuse labels, arrays of whatever length, that train nothing or never train EOS.
 
     Raises:
         LoradagError: no token is trained, or EOS is trained in no row.
     """
-    if not any(label != IGNORED for row in labels for label in row):
+    import numpy as np
+
+    is_trained = stops = False
+    for part in labels:
+        array = np.asarray(part)
+        is_trained |= bool((array != IGNORED).any())
+        stops |= bool((array == eos_token_id).any())
+    if not is_trained:
         raise LoradagError(
-            "train.loss = 'completion': no token is trained, for no row has a completion. Set "
-            "train.loss=full, or correct prepare.completion."
+            f"train.loss = {loss!r}: no token is trained, for no row has one of the assistant's. "
+            "Set train.loss=full, or correct prepare.completion."
         )
-    if not any(eos_token_id in row for row in labels):
+    if not stops:
         raise LoradagError(
             "EOS is trained in no row, so the model would never learn to stop. Raise "
             "prepare.max_tokens: every row is truncated."

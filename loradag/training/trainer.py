@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from trl import SFTConfig, SFTTrainer
 
 from loradag.config.problems import LoradagError
 from loradag.config.train import Train
-from loradag.data.rows import Row
+from loradag.data.rows import Rows
 from loradag.evaluation.perplexity import score
 from loradag.models.precision import verify_dtype
 from loradag.training.guards import IGNORED, Guards, check_labels
@@ -34,6 +35,44 @@ class LossBar(ProgressCallback):
         self.losses |= {name: f"{loss:.3f}" for name, loss in found.items() if loss is not None}
         if self.training_bar is not None:
             self.training_bar.set_postfix(self.losses)
+
+
+MASKS = {"completion": "completion_mask", "assistant": "assistant_mask"}
+
+
+def labelled(rows: Rows, loss: str, file: Path) -> Dataset:
+    """Rows as `input_ids` and `labels`, where tokens without loss are ignored.
+
+    Written to `file` a row group at a time and mapped into memory from there, so that a million
+    rows take no more of it than a thousand.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    columns = ["input_ids", *([MASKS[loss]] if loss in MASKS else [])]
+    kind = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, kind) as writer:
+        for table in rows.tables(*columns):
+            ids = table["input_ids"].combine_chunks()
+            labels = ids.values.to_numpy()
+            if loss in MASKS:
+                mask = table[MASKS[loss]].combine_chunks().values.to_numpy()
+                labels = np.where(mask, labels, np.int32(IGNORED))
+            lists = pa.ListArray.from_arrays(ids.offsets, pa.array(labels, pa.int32()))
+            writer.write_table(pa.table([ids, lists], kind))
+    return Dataset.from_file(str(file))
+
+
+def first_rows(data: Dataset, count: int | None) -> Dataset:
+    """The first `count` rows; None: all of them."""
+    return data if count is None else data.select(range(min(count, len(data))))
+
+
+def label_batches(data: Dataset) -> Iterator[Any]:
+    """The labels of many rows at a time, one after the other in one array."""
+    for batch in data.with_format("arrow").iter(1024):
+        yield batch["labels"].combine_chunks().flatten().to_numpy()
 
 
 class Stopping(EarlyStoppingCallback):
@@ -89,23 +128,11 @@ class Trainer(SFTTrainer):
         return metrics
 
 
-def labelled(rows: list[Row], loss: str) -> Dataset:
-    """Rows as `input_ids` and `labels`; with completion-only loss the prompt is ignored."""
-    labels = [
-        [
-            id if in_completion or loss == "full" else IGNORED
-            for id, in_completion in zip(row.input_ids, row.completion_mask, strict=True)
-        ]
-        for row in rows
-    ]
-    return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": labels})
-
-
 def make_trainer(
     model: Any,
     tokenizer: Any,
-    rows: list[Row],
-    held_out: list[Row],
+    rows: Rows,
+    held_out: Rows,
     train: Train,
     seed: int,
     dtype: torch.dtype,
@@ -125,8 +152,8 @@ def make_trainer(
         raise LoradagError(
             "there are no held-out rows to evaluate the training on. Raise prepare.eval_fraction."
         )
-    data = labelled(rows[: train.max_rows], train.loss)
-    check_labels(data["labels"], tokenizer.eos_token_id)
+    data = first_rows(labelled(rows, train.loss, checkpoints / "rows.arrow"), train.max_rows)
+    check_labels(label_batches(data), train.loss, tokenizer.eos_token_id)
     started = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     stopping = train.early_stopping
     trainer = Trainer(
@@ -165,7 +192,9 @@ def make_trainer(
             report_to="none",
         ),
         train_dataset=data,
-        eval_dataset=labelled(held_out[: train.eval_rows], train.loss),
+        eval_dataset=first_rows(
+            labelled(held_out, train.loss, checkpoints / "held_out.arrow"), train.eval_rows
+        ),
         processing_class=tokenizer,
         callbacks=[
             Guards(model),

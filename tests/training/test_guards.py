@@ -16,10 +16,10 @@ from tests.training.conftest import copied
 
 def test_labels_that_train_nothing_are_refused() -> None:
     with pytest.raises(LoradagError, match="no token is trained"):
-        check_labels([[IGNORED, IGNORED]], 2)
+        check_labels([[IGNORED, IGNORED]], "completion", 2)
     with pytest.raises(LoradagError, match="EOS is trained in no row"):
-        check_labels([[5, 6], [IGNORED, 7]], 2)
-    check_labels([[5, 6], [IGNORED, 2]], 2)
+        check_labels([[5, 6], [IGNORED, 7]], "completion", 2)
+    check_labels([[5, 6], [IGNORED, 2]], "completion", 2)
 
 
 def test_a_learning_rate_that_ruins_the_model_is_refused(trained, tmp_path) -> None:

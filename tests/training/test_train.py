@@ -117,14 +117,30 @@ def test_accumulation_takes_the_mean_over_tokens(trained, tmp_path) -> None:
     assert all(math.isclose(loss, losses[0], rel_tol=1e-5) for loss in losses)
 
 
-def test_completion_only_loss_ignores_the_prompt_and_keeps_eos(trained) -> None:
+def test_loss_is_taken_of_the_tokens_that_the_option_names(trained, tmp_path) -> None:
     paths, _, _ = trained
     rows = read_rows(paths.prepared / "train.parquet")
     eos = load_tokenizer(paths.base).eos_token_id
-    data = labelled(rows, "completion")
-    for row, labels in zip(rows, data["labels"], strict=True):
-        assert [label != IGNORED for label in labels] == [bool(m) for m in row.completion_mask]
-        assert labels[-1] == eos
+    chat = replace(rows[0], input_ids=[5, 6, 7, eos], completion_mask=[0, 0, 0, 1])
+    write_rows(tmp_path / "rows.parquet", [*rows, replace(chat, assistant_mask=[0, 1, 0, 1])])
+    rows = read_rows(tmp_path / "rows.parquet")
+    for loss, name in (("completion", "completion_mask"), ("assistant", "assistant_mask")):
+        data = labelled(rows, loss, tmp_path / f"{loss}.arrow")
+        for row, labels in zip(rows, data["labels"], strict=True):
+            mask = getattr(row, name)
+            assert labels == [
+                id if m else IGNORED for id, m in zip(row.input_ids, mask, strict=True)
+            ]
+            assert labels[-1] == eos
+    full = labelled(rows, "full", tmp_path / "full.arrow")
+    assert full["labels"][:] == full["input_ids"][:] == [row.input_ids for row in rows]
+
+
+def test_labels_are_mapped_from_the_disk(trained, tmp_path) -> None:
+    paths, _, _ = trained
+    rows = read_rows(paths.prepared / "train.parquet")
+    data = labelled(rows, "full", tmp_path / "x.arrow")
+    assert [file["filename"] for file in data.cache_files] == [str(tmp_path / "x.arrow")]
 
 
 def test_a_target_that_is_not_there_is_one_clear_error(trained, tmp_path) -> None:
