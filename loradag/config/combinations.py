@@ -251,6 +251,13 @@ def _method_rules(config: Config) -> Iterable[Problem]:
             f"{adapter.variant}",
             "Take adapter=quantized_lora, or set adapter.bits=null.",
         )  # fmt: skip
+    if adapter.start is not None and adapter.variant in ("none", "pissa", "loftq"):
+        yield Problem(
+            "adapter.start", adapter.start,
+            f"does not go with adapter.variant = {adapter.variant}, which has a start of its own",
+            "Set adapter.start=null, or adapter=lora (with adapter.r twice as large for an adapter "
+            "that pissa has trained).",
+        )  # fmt: skip
     if adapter.variant == "pissa" and quantize.scheme != "none":
         yield Problem(
             "adapter.variant", "pissa",
