@@ -17,7 +17,7 @@ from loradag.data.rows import Row, read_rows
 from loradag.data.templates import encode_prompt
 from loradag.data.token_contract import Contract, read_contract, verify_tokenizer
 from loradag.evaluation.parity import Parity, Probe, greedy_match, parity, recorded
-from loradag.export.folders import base_quantization
+from loradag.export.folders import base_quantization, base_scheme
 from loradag.export.measurement import QUESTION, Inputs, Measurement
 from loradag.export.reference import GGUF, Expected, compute_reference
 from loradag.export.runtimes import measure_in_llamacpp, measure_in_transformers
@@ -82,6 +82,8 @@ class Verification:
             found, merged, self.inputs.texts, self.ids, self.contract, self.tokenizer
         )
         numbers: dict[str, Any] = {"runtime": found.runtime, "dtype": self.reference.dtype}
+        if name == "adapter":
+            numbers["base"] = base_scheme(self.paths)
         sizes = [next(recorded(of)).shape[-1] for of in (merged.logits, found.logits)]
         if sizes[0] != sizes[1]:
             return numbers, [*wrong, f"it has {sizes[1]} tokens, the model {sizes[0]}."]
