@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from loradag.config.problems import LoradagError
 from loradag.runtime import Paths
+from loradag.tracking.datasets import dataset_inputs
 from loradag.tracking.flattening import flat_metrics
 from loradag.tracking.live import close_run, log_points, logged_steps, open_run
 from loradag.tracking.registry import register, registry_tags
@@ -98,6 +99,7 @@ def _log(
         params=[Param(key, value) for key, value in params.items()],
         tags=[RunTag(key, value) for key, value in tags.items()],
     )
+    client.log_inputs(run_id, dataset_inputs(params, reports, tags.get("data")))
     if "mlflow.parentRunId" not in run.data.tags:  # a sweep has named its children itself
         client.update_run(run_id, name=name)
     steps = logged_steps(client, run_id)
