@@ -18,7 +18,17 @@ from loradag.config.quantize import Quantize
 from loradag.config.train import Train
 from loradag.runtime import Paths, replacing, run_stage
 
-STAGES = ("fetch", "prepare", "quantize", "train", "baseline", "evaluate", "merge", "export")
+STAGES = (
+    "fetch",
+    "source",
+    "prepare",
+    "quantize",
+    "train",
+    "baseline",
+    "evaluate",
+    "merge",
+    "export",
+)
 
 
 def report(
