@@ -4,14 +4,13 @@ Reads `data/prepared`, `artifacts/base`, `artifacts/quantized` and `artifacts/ad
 nothing but its report.
 """
 
-from typing import Any
-
 from loradag.config.evaluate import Evaluate
 from loradag.models.device import compute_dtype
 from loradag.runtime import Paths, run_stage
+from loradag.runtime.report_keys import EvaluateReport, Sample
 
 
-def evaluate(paths: Paths, evaluate: Evaluate) -> dict[str, Any]:
+def evaluate(paths: Paths, evaluate: Evaluate) -> EvaluateReport:
     from loradag.data.rows import read_rows
     from loradag.data.token_contract import read_contract, verify_tokenizer
     from loradag.evaluation.held_out import HeldOut
@@ -24,18 +23,18 @@ def evaluate(paths: Paths, evaluate: Evaluate) -> dict[str, Any]:
     dtype = compute_dtype(evaluate.dtype)
 
     model = load_base(paths, dtype)
-    base, base_says = held_out.measure(model), held_out.sample(model)
+    base, base_texts = held_out.measure(model), held_out.sample(model)
     if is_quantized(paths):
         model = load_quantized(paths, dtype)
     quantized = held_out.measure(model) if is_quantized(paths) else base
     model = load_tuned(paths, model)
-    adapter, adapter_says = held_out.measure(model), held_out.sample(model)
-    says = zip(held_out.prompts, base_says, adapter_says, strict=True)
+    adapter, adapter_texts = held_out.measure(model), held_out.sample(model)
+    texts = zip(held_out.prompts, base_texts, adapter_texts, strict=True)
     return {
         "base": base,
         "quantized": quantized,
         "adapter": adapter,
-        "samples": [dict(zip(("prompt", "base", "adapter"), said, strict=True)) for said in says],
+        "samples": [Sample(prompt=p, base=b, adapter=a) for p, b, a in texts],
     }
 
 

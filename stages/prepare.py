@@ -5,14 +5,14 @@ Reads the data source that `prepare` names and the tokenizer in `artifacts/base`
 """
 
 from collections import Counter
-from typing import Any
 
 from loradag.config.prepare import Prepare
 from loradag.config.problems import LoradagError
 from loradag.runtime import Paths, replacing, run_stage
+from loradag.runtime.report_keys import PrepareReport
 
 
-def prepare(paths: Paths, prepare: Prepare) -> dict[str, Any]:
+def prepare(paths: Paths, prepare: Prepare) -> PrepareReport:
     from loradag.data.rows import write_rows
     from loradag.data.selection import SPLITS, encode_rows, select, split_of, truncated
     from loradag.data.sources import read_source
@@ -53,7 +53,9 @@ def prepare(paths: Paths, prepare: Prepare) -> dict[str, Any]:
         "rows_in": len(source),
         "rows_kept": len(rows),
         "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
-        **{f"{name}_rows": len(splits[name]) for name in SPLITS},
+        "train_rows": len(splits["train"]),
+        "eval_rows": len(splits["eval"]),
+        "calibration_rows": len(splits["calibration"]),
         **count_tokens(splits),
         "truncated_rows": len(overlong) if prepare.overlong == "truncate" else 0,
         "overlong": {row.id: row.text[:60] for row in overlong},

@@ -2,10 +2,10 @@
 
 Reads `reports/*.json` and the loss curve; writes `report.html`, publishes the run to MLflow, and
 prints the result. It runs also when every stage before it came from the cache, so that the run in
-MLflow is complete either way, and says which stages ran.
+MLflow is complete either way. Page, run and terminal name the stages that ran, those that came from
+the cache and those that did not run.
 """
 
-import json
 from dataclasses import asdict
 
 from loradag.config.adapter import Adapter
@@ -17,8 +17,7 @@ from loradag.config.prepare import Prepare
 from loradag.config.quantize import Quantize
 from loradag.config.train import Train
 from loradag.runtime import Paths, replacing, run_stage
-
-STAGES = ("fetch", "prepare", "quantize", "train", "evaluate", "merge", "export")
+from loradag.runtime.report_files import read_reports
 
 
 def report(
@@ -57,9 +56,10 @@ def report(
         "export": asdict(export),
         "seed": seed,
     }
-    reports = {stage: json.loads(paths.report(stage).read_text()) for stage in STAGES}
-    reports["export"] = sized(reports["export"])
-    ran = stages_ran(paths, STAGES)
+    reports = read_reports(paths.reports)
+    if "export" in reports:
+        reports["export"] = sized(reports["export"])
+    ran = stages_ran(paths, reports)
     name, flat, curves = run_name(params), flat_params(params), read_curves(paths.loss)
     tags, changed = source_tags(paths.root), changed_params(paths.root, params)
 
@@ -68,7 +68,7 @@ def report(
         page.write_text(html, encoding="utf-8")
     tags |= stage_tags(ran) | {"mlflow.note.content": note(reports)}
     where = publish(paths, name, flat, reports, curves, tags, export.register)
-    mark_published(paths, STAGES)
+    mark_published(paths, reports)
     print_summary(name, params, reports, ran, paths.page.name, where)
 
 

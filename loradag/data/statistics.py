@@ -1,12 +1,12 @@
 """What the prepared rows amount to, in tokens."""
 
 import statistics
-from typing import Any
 
 from loradag.data.rows import Row
+from loradag.runtime.report_keys import TokenCounts, TokenLength
 
 
-def count_tokens(splits: dict[str, list[Row]]) -> dict[str, Any]:
+def count_tokens(splits: dict[str, list[Row]]) -> TokenCounts:
     """Tokens of the splits; of the train tokens, the share that completion-only loss trains on."""
     tokens = {name: sum(len(row.input_ids) for row in rows) for name, rows in splits.items()}
     completion = sum(sum(row.completion_mask) for row in splits["train"])
@@ -17,7 +17,7 @@ def count_tokens(splits: dict[str, list[Row]]) -> dict[str, Any]:
     }
 
 
-def token_lengths(rows: list[Row]) -> dict[str, Any]:
+def token_lengths(rows: list[Row]) -> TokenLength:
     """Quantiles of the rows' lengths in tokens, and a histogram of 20 equal bins."""
     lengths = sorted(len(row.input_ids) for row in rows)
     centiles = statistics.quantiles(lengths, n=100, method="inclusive") if lengths[1:] else lengths

@@ -7,6 +7,7 @@ from loradag.config.evaluate import Evaluate
 from loradag.data.rows import Row
 from loradag.evaluation.perplexity import score
 from loradag.evaluation.samples import greedy
+from loradag.runtime.report_keys import HeldOutLoss
 
 
 class HeldOut:
@@ -18,7 +19,7 @@ class HeldOut:
         self.evaluate = evaluate
         self.prompts = [row.prompt for row in rows[: evaluate.samples]]
 
-    def measure(self, model: Any) -> dict[str, Any]:
+    def measure(self, model: Any) -> HeldOutLoss:
         """Perplexity, NLL (nats a token), bits a UTF-8 byte, and the tokens scored."""
         whole = self.evaluate.loss == "full"
         scored = score(

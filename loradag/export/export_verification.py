@@ -27,6 +27,7 @@ from loradag.models.tokenizer import load_tokenizer
 from loradag.quantization.lattice import read_grid
 from loradag.runtime import Paths
 from loradag.runtime.environment import threads
+from loradag.runtime.report_keys import ExportedFormat
 
 LONGEST = 256  # tokens of a row: llama.cpp is asked for each by itself
 PROMPTS = 2  # of rows, for greedy text
@@ -34,7 +35,7 @@ GGUF = "gguf_"
 LLAMACPP = "xllamacpp"
 
 
-def prove(paths: Paths, exported: dict[str, Path], export: Export) -> dict[str, dict[str, Any]]:
+def prove(paths: Paths, exported: dict[str, Path], export: Export) -> dict[str, ExportedFormat]:
     """Hold every format to the merged model; return the report's numbers by format.
 
     A format may lose what its rounding loses, which is measured in transformers; an adapter is held
@@ -54,7 +55,7 @@ def prove(paths: Paths, exported: dict[str, Path], export: Export) -> dict[str, 
     merged = find_in_transformers(
         load_model(paths.merged, compute_dtype("auto")), tokenizer, trial, ""
     )
-    numbers: dict[str, dict[str, Any]] = {}
+    numbers: dict[str, ExportedFormat] = {}
     problems: list[str] = []
     for name, path in exported.items():
         expected = _expected_perplexity(paths, name, trial, tokenizer) or merged.perplexity

@@ -17,6 +17,7 @@ from loradag.export.modelfile import write_modelfile
 from loradag.models.pinning import PIN, sha256
 from loradag.models.tokenizer import load_tokenizer
 from loradag.runtime import Paths
+from loradag.runtime.report_keys import ExportedFile
 
 
 def listed(options: str | list[str]) -> list[str]:
@@ -72,7 +73,7 @@ def describe(
         write_card(folder / kind / "README.md", kind, [*files, ""], prompt, origin, of_kind)
 
 
-def list_files(folder: Path) -> list[dict[str, Any]]:
+def list_files(folder: Path) -> list[ExportedFile]:
     """Every exported file: format, path below the export's folder, bytes, sha256."""
     return [
         {

@@ -103,8 +103,8 @@ def print_overview(plan: Overview) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from loradag.comparison.ranking import short
     from loradag.reporting.formatting import count, percent, size
-    from loradag.sweeps.comparison import short
 
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:

@@ -21,6 +21,7 @@ from loradag.models.device import device
 from loradag.quantization import schemes
 from loradag.quantization.errors import Error, compare
 from loradag.quantization.histogram import Histogram
+from loradag.runtime.report_keys import LayerErrors, QuantizedWeights
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,7 @@ def quantize_checkpoint(
     folder: Path,
     options: Quantize,
     activations: Mapping[str, Activations] | None = None,
-) -> dict[str, Any]:
+) -> QuantizedWeights:
     """Quantise the linear layers of `base` into `folder`; return what it cost, for the report.
 
     Args:
@@ -56,7 +57,7 @@ def quantize_checkpoint(
     check_shapes(base, linear, options)
     saved: dict[str, torch.Tensor] = {}
     metadata: dict[str, str] = {}
-    layers: list[dict[str, Any]] = []
+    layers: list[LayerErrors] = []
     histogram = None
     total, bits, information_bits, parameters = Error(), 0, 0, 0
     for name, tensor in track(tensors(base), "quantize", total=len(tensor_files(base))):
@@ -99,8 +100,9 @@ def quantize_checkpoint(
         "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         "bytes_full": 2 * parameters,
         "layers": layers,
-        "histogram": histogram.as_dict() if histogram else {},
-        **total.as_dict(),
+        "histogram": histogram.as_dict() if histogram else None,
+        "rmse": total.rmse,
+        "sqnr_db": total.sqnr_db,
     }
 
 
@@ -164,7 +166,7 @@ def check_shapes(base: Path, linear: set[str], options: Quantize) -> None:
         )
 
 
-def measure_unquantized(base: Path) -> dict[str, Any]:
+def measure_unquantized(base: Path) -> QuantizedWeights:
     """What the base costs as it is, for the report of `quantize=none`."""
     stored, parameters = 0, 0
     for _, tensor in tensors(base):

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from markupsafe import Markup
 
 from loradag.reporting.charts import Axis, Frame, axis, legend, tick
+from loradag.runtime.report_keys import EvaluateReport, PrepareReport, QuantizeReport
 
 
 @dataclass(frozen=True)
@@ -19,17 +19,20 @@ class Figure:
 
 
 def loss_figure(
-    curves: Mapping[int, Mapping[str, float]], evaluate: Mapping[str, Any]
+    curves: Mapping[int, Mapping[str, float]], evaluate: EvaluateReport | None
 ) -> Figure | None:
     """Training loss by step, and where the held-out loss stood before and after."""
     points = [(float(step), row["loss"]) for step, row in curves.items() if "loss" in row]
     if not points:
         return None
-    levels = [
-        (evaluate[name]["nll"], f"held-out, {name}")
-        for name in ("base", "adapter")
-        if "nll" in evaluate.get(name, {})
-    ]
+    levels = (
+        [
+            (evaluate["base"]["nll"], "held-out, base"),
+            (evaluate["adapter"]["nll"], "held-out, adapter"),
+        ]
+        if evaluate
+        else []
+    )
     values = [y for _, y in points] + [nll for nll, _ in levels]
     frame = Frame(
         Axis("optimizer step", min(0.0, points[0][0]), max(points[-1][0], 1.0), whole=True),
@@ -47,12 +50,12 @@ def loss_figure(
     return Figure("Training loss", frame.draw(marks, "training loss by step"), " ".join(captions))
 
 
-def length_figure(prepare: Mapping[str, Any]) -> Figure | None:
+def length_figure(prepare: PrepareReport | None) -> Figure | None:
     """The histogram of the rows' lengths."""
-    length = prepare.get("token_length", {})
-    if "histogram" not in length:
+    if prepare is None or prepare["token_length"]["histogram"] is None:
         return None
-    counts, width = length["histogram"]["counts"], length["histogram"]["width"]
+    length, histogram = prepare["token_length"], prepare["token_length"]["histogram"]
+    counts, width = histogram["counts"], histogram["width"]
     edges = [i * width for i in range(len(counts) + 1)]
     frame = Frame(
         Axis("tokens a row", 0, edges[-1]), axis("rows", counts, zero=True), width=480, height=270
@@ -69,16 +72,16 @@ def length_figure(prepare: Mapping[str, Any]) -> Figure | None:
     )
 
 
-def layer_figure(quantize: Mapping[str, Any]) -> Figure | None:
+def layer_figure(quantize: QuantizeReport | None) -> Figure | None:
     """Signal to quantisation noise of every layer, by depth, a line a kind of matrix."""
     by_kind: dict[str, list[tuple[float, float]]] = {}
-    for layer in quantize.get("layers", []):
-        if "sqnr_db" not in layer:  # nothing was lost in it
+    for layer in quantize["layers"] if quantize else []:
+        if layer["sqnr_db"] is None:  # nothing was lost in it
             continue
         depth = re.search(r"\.(\d+)\.", layer["name"])
         kind = layer["name"].rsplit(".", 1)[-1]
         by_kind.setdefault(kind, []).append((float(depth[1]) if depth else 0.0, layer["sqnr_db"]))
-    if not by_kind:
+    if quantize is None or not by_kind:
         return None
     everything = [point for points in by_kind.values() for point in points]
     depths = axis("layer", [x for x, _ in everything], margin=0.02)
@@ -100,10 +103,10 @@ def layer_figure(quantize: Mapping[str, Any]) -> Figure | None:
     )
 
 
-def weight_figure(quantize: Mapping[str, Any]) -> Figure | None:
+def weight_figure(quantize: QuantizeReport | None) -> Figure | None:
     """The histogram of one layer's weights with the levels that quantisation leaves."""
-    histogram = quantize.get("histogram")
-    if not histogram:
+    histogram = quantize["histogram"] if quantize else None
+    if histogram is None:
         return None
     edges, counts, levels = histogram["edges"], histogram["counts"], histogram["levels"]
     frame = Frame(

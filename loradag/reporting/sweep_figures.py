@@ -7,11 +7,11 @@ from html import escape
 
 from markupsafe import Markup
 
+from loradag.comparison.job_records import JobRecord
+from loradag.comparison.ranking import SEED, Setting, pareto
 from loradag.reporting.charts import Axis, Frame, axis, legend, tick
 from loradag.reporting.formatting import number
 from loradag.reporting.run_figures import Figure
-from loradag.sweeps.comparison import SEED, Setting, pareto
-from loradag.sweeps.job_records import JobRecord
 
 GROUPING = ("model", "quantize")  # what a job is coloured by, where it is swept
 

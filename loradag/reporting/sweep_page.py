@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from loradag.comparison.job_records import JobRecord
+from loradag.comparison.ranking import by_rank, settings, verdict_of, winner
 from loradag.reporting import formatting as text
+from loradag.reporting.run_page import render
 from loradag.reporting.sweep_figures import figures
-from loradag.sweeps.comparison import by_rank, promote_command, settings, verdict_of, winner
-from loradag.sweeps.job_records import JobRecord
 
 
-def sweep_page(name: str, jobs: Sequence[JobRecord], keys: Sequence[str]) -> str:
-    """The page; what is filled into it is escaped."""
-    from jinja2 import ChoiceLoader, Environment, PackageLoader
-
-    loaders = [PackageLoader("loradag.sweeps", ""), PackageLoader("loradag.reporting", "")]
-    environment = Environment(
-        loader=ChoiceLoader(loaders), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+def sweep_page(name: str, jobs: Sequence[JobRecord], keys: Sequence[str], command: str) -> str:
+    """The page; `command` promotes the best job. What is filled into it is escaped."""
     ranked, best = settings(jobs), winner(jobs)
     several = any(len(setting.jobs) > 1 for setting in ranked)
-    return environment.get_template("sweep.html.jinja").render(
+    return render(
+        "sweep.html.jinja",
         name=name,
         jobs=jobs,
         ordered=by_rank(jobs),
@@ -31,7 +27,7 @@ def sweep_page(name: str, jobs: Sequence[JobRecord], keys: Sequence[str]) -> str
         seconds=sum(job.seconds for job in jobs),
         saved=sum(job.saved_seconds for job in jobs),
         best=best,
-        command=promote_command(best) if best else "",
+        command=command,
         seeds=[(s, verdict_of(ranked[0], s)) for s in ranked] if several else [],
         figures=figures(jobs, ranked),
         number=text.number,

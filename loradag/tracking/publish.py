@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loradag.config.problems import LoradagError
 from loradag.runtime import Paths
+from loradag.runtime.report_keys import Reports
 from loradag.tracking.flattening import flat_metrics
 from loradag.tracking.live import close_run, log_points, logged_steps, open_run
 from loradag.tracking.registry import register, registry_tags
@@ -26,7 +27,7 @@ def publish(
     paths: Paths,
     name: str,
     params: Mapping[str, str],
-    reports: Mapping[str, dict[str, Any]],
+    reports: Reports,
     curves: Mapping[int, Mapping[str, float]],
     tags: Mapping[str, str],
     register_as: str | None = None,
@@ -49,7 +50,7 @@ def publish(
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    key = reports.get("train", {}).get("checkpoint_key", "")
+    key = reports["train"]["checkpoint_key"] if "train" in reports else ""
     try:
         client, run_id = open_run(paths, key, name)
         experiment_id = _log(client, run_id, name, params, reports, curves, tags)
@@ -81,7 +82,7 @@ def _log(
     run_id: str,
     name: str,
     params: Mapping[str, str],
-    reports: Mapping[str, dict[str, Any]],
+    reports: Reports,
     curves: Mapping[int, Mapping[str, float]],
     tags: Mapping[str, str],
 ) -> str:

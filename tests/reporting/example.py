@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loradag.config.composition import compose, plain, write_params
+from loradag.runtime.report_files import check_report, completed, report_type
 
 LAYERS = [
     f"model.layers.{i}.{name}"
@@ -18,7 +19,16 @@ LAYERS = [
 ]  # fmt: skip
 
 
-def reports() -> dict[str, dict[str, Any]]:
+def reports() -> dict[str, Any]:
+    """As `read_reports` returns them."""
+    return {
+        stage: completed(check_report(stage, report), report_type(stage))
+        for stage, report in _written().items()
+    }
+
+
+def _written() -> dict[str, dict[str, Any]]:
+    """The reports as they are in their files."""
     return {
         "fetch": {
             "architecture": "LlamaForCausalLM",
@@ -200,7 +210,7 @@ def write_project(root: Path, *overrides: str) -> None:
     write_params(_composed(overrides), root)
     (root / "reports").mkdir()
     (root / "plots").mkdir()
-    for stage, report in reports().items():
+    for stage, report in _written().items():
         (root / f"reports/{stage}.json").write_text(json.dumps(report, indent=2, sort_keys=True))
     (root / "plots/loss.csv").write_text(curve())
     (root / "dvc.lock").write_text(

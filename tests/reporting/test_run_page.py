@@ -1,3 +1,4 @@
+import re
 from html.parser import HTMLParser
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_params_that_differ_from_the_committed_are_marked() -> None:
 
 def test_a_run_without_quantisation_says_so() -> None:
     whole = reports()
-    whole["quantize"] = {"scheme": "none", "bytes_full": 269_060_280, "layers": [], "seconds": 1.0}
+    whole["quantize"] |= {"scheme": "none", "layers": [], "histogram": None}
     said = Reader(page(params("quantize=none"), whole)).text
     assert "quantize=none" in said
     assert [model.name for model in models(whole)] == ["base", "adapter"]
@@ -100,19 +101,31 @@ def test_a_run_without_quantisation_says_so() -> None:
 
 def test_a_layer_that_lost_nothing_has_no_error_to_show() -> None:
     whole = reports()
-    del whole["quantize"]["layers"][0]["sqnr_db"]
-    del whole["quantize"]["histogram"]
+    whole["quantize"]["layers"][0]["sqnr_db"] = None
+    whole["quantize"]["histogram"] = None
     Reader(page(params(), whole))
 
 
 @pytest.mark.parametrize("stage", list(reports()))
-def test_a_report_may_be_empty(stage: str) -> None:
-    Reader(page(params(), reports() | {stage: {}}))
-    print_summary("a run", params(), reports() | {stage: {}}, {stage: True}, "report.html", "here")
+def test_a_stage_that_did_not_run_is_named(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    without = {name: report for name, report in reports().items() if name != stage}
+    text = Reader(page(params(), without)).text
+    assert re.search(rf"{stage}\s*did not run", text)
+    assert text.count("did not run") == 1
+    ran = dict.fromkeys(without, True)
+    print_summary("a run", params(), without, ran, "report.html", "here")
+    assert re.search(rf"Did not run\s+{stage}\s", capsys.readouterr().out)
+
+
+def test_a_run_that_ends_after_evaluate_has_a_page() -> None:
+    short = {name: report for name, report in reports().items() if name not in ("merge", "export")}
+    text = Reader(page(params(), short)).text
+    assert "Merge" not in text.replace("merge.", "")
+    assert text.count("did not run") == 2
 
 
 def test_the_terminal_says_what_the_reports_say(capsys: pytest.CaptureFixture[str]) -> None:
-    ran = {"train": True, "fetch": False}
+    ran = dict.fromkeys(reports(), False) | {"train": True}
     print_summary("a [run]", params(), reports(), ran, "report.html", "http://127.0.0.1:5000/#/x")
     said = capsys.readouterr().out
     for text in (
