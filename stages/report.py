@@ -1,11 +1,12 @@
 """The page and the MLflow run, from every report; never from the cache.
 
-Reads `reports/*.json` and the loss curve; writes `report.html`, publishes the run to MLflow, and
-prints the result. It runs also when every stage before it came from the cache, so that the run in
-MLflow is complete either way. Page, run and terminal name the stages that ran, those that came from
-the cache and those that did not run.
+Reads `reports/*.json`, the loss curve and example rows of `data/prepared`; writes `report.html`,
+publishes the run to MLflow, and prints the result. It runs also when every stage before it came
+from the cache, so that the run in MLflow is complete either way. Page, run and terminal name the
+stages that ran, those that came from the cache and those that did not run.
 """
 
+import json
 from dataclasses import asdict
 
 from loradag.config.adapter import Adapter
@@ -60,11 +61,13 @@ def report(
     if "export" in reports:
         reports["export"] = sized(reports["export"])
     ran = stages_ran(paths, reports)
+    examples = paths.prepared / "examples.json"
+    rows = json.loads(examples.read_text(encoding="utf-8")) if examples.exists() else []
     name, flat, curves = run_name(params), flat_params(params), read_curves(paths.loss)
     tags, changed = source_tags(paths.root), changed_params(paths.root, params)
 
     with replacing(paths.page) as page:
-        html = report_page(name, params, flat, changed, reports, curves, ran, tags)
+        html = report_page(name, params, flat, changed, reports, curves, ran, tags, rows)
         page.write_text(html, encoding="utf-8")
     tags |= stage_tags(ran) | {"mlflow.note.content": note(reports)}
     where = publish(paths, name, flat, reports, curves, tags, export.register)

@@ -1,6 +1,6 @@
-"""The page of a run: everything that its reports say, on one sheet that loads nothing."""
+"""The page of a run: everything in its reports, on one page that loads nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loradag.reporting import formatting as text
@@ -29,6 +29,7 @@ def report_page(
     curves: Mapping[int, Mapping[str, float]],
     ran: Mapping[str, bool],
     tags: Mapping[str, str],
+    examples: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """`report.html`.
 
@@ -41,6 +42,7 @@ def report_page(
         curves: `plots/loss.csv`, {step: {metric: value}}.
         ran: by stage; False is shown as cached.
         tags: MLflow's, of the commit and the state of the DAG.
+        examples: prepared rows: {tokens: text of each token, trained: 1 where it is trained on}.
     """
     prepare, quantize = reports.get("prepare"), reports.get("quantize")
     train, evaluate = reports.get("train"), reports.get("evaluate")
@@ -78,6 +80,7 @@ def report_page(
         train=train,
         evaluate=evaluate,
         merge=reports.get("merge"),
+        examples=[list(zip(row["tokens"], row["trained"], strict=True)) for row in examples],
     )
 
 

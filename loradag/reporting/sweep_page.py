@@ -1,4 +1,4 @@
-"""`sweep.html`: the comparison on one sheet, which loads nothing."""
+"""`sweep.html`: the comparison on one page, which loads nothing."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from loradag.comparison.ranking import by_rank, settings, verdict_of, winner
 from loradag.reporting import formatting as text
 from loradag.reporting.run_page import render
 from loradag.reporting.sweep_figures import figures
+from loradag.runtime.report_keys import Reports
 
 
 def sweep_page(name: str, jobs: Sequence[JobRecord], keys: Sequence[str], command: str) -> str:
     """The page; `command` promotes the best job. What is filled into it is escaped."""
     ranked, best = settings(jobs), winner(jobs)
     several = any(len(setting.jobs) > 1 for setting in ranked)
+    stages = {stage for job in jobs for stage in job.reports}
     return render(
         "sweep.html.jinja",
         name=name,
@@ -28,6 +30,8 @@ def sweep_page(name: str, jobs: Sequence[JobRecord], keys: Sequence[str], comman
         saved=sum(job.saved_seconds for job in jobs),
         best=best,
         command=command,
+        missing=[stage for stage in Reports.__annotations__ if stage not in stages],
+        measured=_measured(jobs),
         seeds=[(s, verdict_of(ranked[0], s)) for s in ranked] if several else [],
         figures=figures(jobs, ranked),
         number=text.number,
@@ -35,3 +39,19 @@ def sweep_page(name: str, jobs: Sequence[JobRecord], keys: Sequence[str], comman
         size=text.size,
         duration=text.duration,
     )
+
+
+def _measured(jobs: Sequence[JobRecord]) -> dict[str, dict[int, str]]:
+    """What `evaluate` measured of the tuned models besides perplexity: name, job, value."""
+    columns: dict[str, dict[int, str]] = {}
+    for job in jobs:
+        evaluate = job.reports.get("evaluate")
+        if evaluate is None:
+            continue
+        if general := evaluate.get("general"):
+            column = columns.setdefault("on general text", {})
+            column[job.number] = text.number(general["adapter"]["perplexity"])
+        for task, scores in (evaluate.get("tasks") or {}).items():
+            for metric, value in scores["adapter"].items():
+                columns.setdefault(f"{task}: {metric}", {})[job.number] = text.number(value)
+    return columns

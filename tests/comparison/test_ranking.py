@@ -11,8 +11,6 @@ from loradag.comparison.ranking import (
     winner,
     within_noise,
 )
-from loradag.reporting.sweep_figures import figures
-from loradag.reporting.sweep_page import sweep_page
 
 
 def job(number: int, perplexity: float | None, **swept: str) -> JobRecord:
@@ -75,30 +73,3 @@ def test_short_names_stay_distinct() -> None:
     assert short(["adapter.r", "quantize.bits", "adapter.bits"]) == [
         "r", "quantize.bits", "adapter.bits",
     ]  # fmt: skip
-
-
-def test_the_page_shows_every_job_and_every_chart() -> None:
-    grid = [(r, a, q) for r in ("4", "8") for a in ("8", "16") for q in ("nf4", "int8")]
-    jobs = [
-        job(i, 10.0 + i, adapter_r=r, adapter_alpha=a, quantize=q)
-        for i, (r, a, q) in enumerate(grid)
-    ]
-    jobs.append(job(8, None, adapter_r="16", adapter_alpha="<b>", quantize="nf4"))
-    titles = [figure.title for figure in figures(jobs, settings(jobs))]
-    assert titles == [
-        "Size and quality",
-        "Speed and quality",
-        "Perplexity by adapter.r and adapter.alpha, quantize=int8",
-        "Perplexity by adapter.r and adapter.alpha, quantize=nf4",
-        "Training loss",
-        "Perplexity by quantize",
-    ]
-    page = sweep_page("a sweep", jobs, ["adapter.r", "adapter.alpha", "quantize"], "promote")
-    assert page.count("<svg") == len(titles)
-    assert "out of memory" in page
-    assert "<b>" not in page  # what comes from outside is escaped
-    assert "src=" not in page  # nothing is loaded
-
-
-def test_a_sweep_without_results_has_a_page() -> None:
-    assert "1 failed" in sweep_page("a sweep", [job(0, None, adapter_r="4")], ["adapter.r"], "")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from loradag.reporting.results import models
+from loradag.reporting.results import models, note
 from loradag.reporting.run_page import report_page
 from loradag.reporting.terminal import print_summary
 from loradag.tracking.flattening import flat_params
@@ -75,6 +75,37 @@ def test_the_page_says_what_the_reports_say() -> None:
     assert "Author: Albert Einstein" in said
     assert said.count("from the cache") == len(reports()) - 1 + 1  # six stages, and the caption
     assert "c" * 12 in said
+
+
+def test_forgetting_and_task_scores_are_shown_where_evaluate_has_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plain = Reader(page(params(), reports())).text
+    assert "Forgetting" not in plain
+    assert "Outside the tuning data" not in plain
+    measured = reports()
+    names = ("base", "quantized", "adapter")
+    general = {name: {"perplexity": 40.0 + 5 * i} for i, name in enumerate(names)}
+    scores = {name: {"acc": 0.25 + i / 16} for i, name in enumerate(names)}
+    measured["evaluate"] |= {"general": general, "tasks": {"local": scores}}
+    text = Reader(page(params(), measured)).text
+    for shown in ("Forgetting", "+25.0 %", "40.00 → 50.00", "local: acc", "0.3125", "+0.125"):
+        assert shown in text
+    print_summary("a run", params(), measured, dict.fromkeys(measured, True), "page", "here")
+    assert "perplexity 40.00 → 45.00 → 50.00  +25.0 %" in capsys.readouterr().out
+    assert "General text: +25.0 %" in note(measured)
+
+
+def test_example_rows_show_which_tokens_are_trained() -> None:
+    rows = [{"tokens": ["<s>", "Hi", "\n", "<b>", "</s>"], "trained": [0, 0, 0, 1, 1]}]
+    given = params()
+    html = report_page(
+        "a run", given, flat_params(given), set(), reports(), CURVES,
+        dict.fromkeys(reports(), True), {}, rows,
+    )  # fmt: skip
+    assert re.findall(r'<span class="trained">(.*?)</span>', html) == ["&lt;b&gt;", "&lt;/s&gt;"]
+    assert "↵\n" in Reader(html).text
+    assert "Rows as the model reads them" not in page(params(), reports())
 
 
 def test_what_a_model_says_is_text_and_no_markup() -> None:
