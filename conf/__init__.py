@@ -1,8 +1,9 @@
 """The configuration: values in `*.yaml`, types and rules in `loradag/config`.
 
 Importing this package registers the schema with Hydra, so that every composition, also DVC's own
-(`dvc exp run -S`), refuses unknown keys, wrong types and unknown options; and the resolver
-`${checked:}`, by which it refuses what the rules do not allow.
+(`dvc exp run -S`), refuses unknown keys, wrong types and unknown options; and two resolvers:
+`${inputs:}`, which derives the deps that `dvc.yaml` names, and `${checked:}`, by which composition
+refuses what the rules do not allow.
 """
 
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from loradag.config.inputs import derive_inputs
 from loradag.config.sections import Config
 from loradag.config.validation import validate
 
@@ -22,5 +24,10 @@ def _checked(*, _root_: Any) -> bool:
     return True
 
 
+def _input(name: str, *, _root_: Any) -> str:
+    return derive_inputs(_root_)[name]
+
+
 ConfigStore.instance().store(name="schema", node=Config)
+OmegaConf.register_new_resolver("inputs", _input, replace=True)
 OmegaConf.register_new_resolver("checked", _checked, replace=True)

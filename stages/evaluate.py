@@ -1,40 +1,50 @@
-"""Perplexity of base, quantized base and adapter on held-out rows, and greedy samples of them.
+"""Perplexity and greedy samples of the tuned model on held-out rows, compared with its base.
 
-Reads `data/prepared`, `artifacts/base`, `artifacts/quantized` and `artifacts/adapter`; writes
-nothing but its report.
+Reads `data/prepared`, `artifacts/quantized` (and the base that it stands for), `artifacts/adapter`
+and `artifacts/baseline.json`; writes nothing but its report.
 """
 
+import json
+
 from loradag.config.evaluate import Evaluate
-from loradag.models.device import compute_dtype
 from loradag.runtime import Paths, run_stage
-from loradag.runtime.report_keys import EvaluateReport, Sample
+from loradag.runtime.report_keys import BaselineScores, EvaluateReport, Sample, TaskScores
 
 
 def evaluate(paths: Paths, evaluate: Evaluate) -> EvaluateReport:
     from loradag.data.rows import read_rows
     from loradag.data.token_contract import read_contract, verify_tokenizer
     from loradag.evaluation.held_out import HeldOut
-    from loradag.models.loading import is_quantized, load_base, load_quantized, load_tuned
+    from loradag.evaluation.tasks import score_tasks
+    from loradag.models.device import compute_dtype
+    from loradag.models.loading import load_quantized, load_tuned
+    from loradag.models.precision import verify_dtype
     from loradag.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(paths.base)
     verify_tokenizer(tokenizer, read_contract(paths.contract))
     held_out = HeldOut(tokenizer, read_rows(paths.prepared / "eval.parquet"), evaluate)
+    baseline = json.loads(paths.baseline.read_text(encoding="utf-8"))
+
     dtype = compute_dtype(evaluate.dtype)
 
-    model = load_base(paths, dtype)
-    base, base_texts = held_out.measure(model), held_out.sample(model)
-    if is_quantized(paths):
-        model = load_quantized(paths, dtype)
-    quantized = held_out.measure(model) if is_quantized(paths) else base
-    model = load_tuned(paths, model)
-    adapter, adapter_texts = held_out.measure(model), held_out.sample(model)
-    texts = zip(held_out.prompts, base_texts, adapter_texts, strict=True)
+    model = load_tuned(paths, load_quantized(paths, dtype))
+    adapter, samples = held_out.measure(model), held_out.sample(model)
+    compared = zip(held_out.prompts, baseline["samples"], samples, strict=True)
+    tasks = score_tasks(model, tokenizer, evaluate)
+    base_tasks: BaselineScores = baseline.get("tasks", {})
+    ended = [sample["ended"] for sample in samples]
     return {
-        "base": base,
-        "quantized": quantized,
+        "base": baseline["base"],
+        "quantized": baseline["quantized"],
         "adapter": adapter,
-        "samples": [Sample(prompt=p, base=b, adapter=a) for p, b, a in texts],
+        "dtype": verify_dtype(model, dtype),
+        "tasks": TaskScores(**base_tasks, adapter=tasks) if tasks else None,
+        "samples": [
+            Sample(prompt=prompt, base=before["text"], adapter=after["text"])
+            for prompt, before, after in compared
+        ],
+        "ended_fraction": sum(ended) / len(ended) if ended else None,
     }
 
 

@@ -19,6 +19,7 @@ from loradag.config.quantize import Quantize
 from loradag.config.train import Train
 from loradag.runtime import Paths, replacing, run_stage
 from loradag.runtime.report_files import read_reports
+from loradag.runtime.report_keys import Reports
 
 
 def report(
@@ -60,7 +61,8 @@ def report(
     reports = read_reports(paths.reports)
     if "export" in reports:
         reports["export"] = sized(reports["export"])
-    ran = stages_ran(paths, reports)
+    # The jobs of a sweep have no report of the stages after `sweep.until`.
+    ran = dict.fromkeys(Reports.__annotations__) | stages_ran(paths, reports)
     examples = paths.prepared / "examples.json"
     rows = json.loads(examples.read_text(encoding="utf-8")) if examples.exists() else []
     name, flat, curves = run_name(params), flat_params(params), read_curves(paths.loss)
@@ -70,7 +72,8 @@ def report(
         html = report_page(name, params, flat, changed, reports, curves, ran, tags, rows)
         page.write_text(html, encoding="utf-8")
     tags |= stage_tags(ran) | {"mlflow.note.content": note(reports)}
-    where = publish(paths, name, flat, reports, curves, tags, export.register)
+    registered = export.register if "merge" in reports else None
+    where = publish(paths, name, flat, reports, curves, tags, registered)
     mark_published(paths, reports)
     print_summary(name, params, reports, ran, paths.page.name, where)
 

@@ -29,7 +29,7 @@ def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> TrainRepor
         save_trained,
     )
     from loradag.training.resume import inputs_key, last_checkpoint
-    from loradag.training.trainer import make_trainer
+    from loradag.training.trainer import computed_dtype, make_trainer
 
     tokenizer = load_tokenizer(paths.base)
     verify_tokenizer(tokenizer, read_contract(paths.contract))
@@ -68,7 +68,7 @@ def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> TrainRepor
         ),
         "peak_memory_bytes": peak_memory_bytes(),
         "resumed_from_step": resumed,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": computed_dtype(trainer, dtype),
         "device": device(),
         "checkpoint_key": key,
     }

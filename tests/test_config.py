@@ -84,7 +84,7 @@ def test_all_problems_come_at_once_with_key_value_rule_and_remedy() -> None:
         (["train.weight_bits=4"], ["train.weight_bits"]),
         (["adapter.bits=4"], ["adapter.bits"]),
         (["adapter=quantized_lora", "adapter.bits=null"], ["adapter.bits"]),
-        (["quantize=static_w8a8", "quantize.reads=artifacts/base"], ["quantize.reads"]),
+        (["quantize=static_w8a8", "inputs.calibration=artifacts/base"], ["inputs.calibration"]),
         (
             ["quantize.scheme=symmetric"],
             ["quantize.bits", "quantize.granularity", "quantize.symmetric_range"],
@@ -94,9 +94,18 @@ def test_all_problems_come_at_once_with_key_value_rule_and_remedy() -> None:
             ["train.packing_tokens", "prepare.template"],
         ),
         (["evaluate.stride=512"], ["evaluate.stride"]),
+        (["evaluate.stride=256"], ["evaluate.stride"]),  # the first token of each window
         (["train.logging_steps=7"], ["train.checkpoint_steps"]),
         (["prepare.eval_fraction=0.99"], ["prepare.eval_fraction"]),
         (["model.source=hub", "model.id=null"], ["model.id"]),
+        (["prepare.prompt='{'"], ["prepare.prompt"]),
+        (["prepare.prompt='{}'"], ["prepare.prompt"]),
+        (["prepare.completion='{0}'"], ["prepare.completion"]),
+        (["prepare.completion='{author.name}'"], ["prepare.completion"]),
+        (["adapter.target_modules=[]"], ["adapter.target_modules"]),
+        (["adapter.target_modules='('"], ["adapter.target_modules"]),
+        (["adapter.target_modules=3"], ["adapter.target_modules"]),
+        (["adapter.modules_to_save=[]"], ["adapter.modules_to_save"]),
     ],
 )
 def test_what_cannot_work_together_is_refused(overrides: list[str], keys: list[str]) -> None:

@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 SHARED = ("model", "adapter", "seed")  # sections that are no stage
-UNDECLARED = ("runtime", "sweep", "checked")  # what cannot change an output
+UNDECLARED = ("runtime", "sweep", "inputs", "checked")  # what cannot change an output
 
 
 def names(entries: list[Any]) -> set[str]:

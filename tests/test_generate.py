@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from loradag.config.problems import LoradagError
-from loradag.evaluation.samples import greedy
+from loradag.evaluation.samples import sample_greedily
 from loradag.models.loading import load_quantized, load_tuned
 from loradag.models.tokenizer import load_tokenizer
 from loradag.runtime import Paths
@@ -18,8 +18,8 @@ def test_it_goes_on_from_the_prompt_in_the_training_template(trained, capsys) ->
     generate(paths, Generate(prompt="Less is", max_new_tokens=5))
     said = capsys.readouterr().out.rstrip("\n")
     tuned = load_tuned(paths, load_quantized(paths, torch.float32))
-    (expected,) = greedy(tuned, load_tokenizer(paths.base), ["Quote: Less is"], 5)
-    assert said == f"Quote: Less is{expected}"
+    (expected,) = sample_greedily(tuned, load_tokenizer(paths.base), ["Quote: Less is"], 5)
+    assert said == f"Quote: Less is{expected['text']}"
 
 
 def test_a_seed_repeats_a_sample(trained, capsys) -> None:

@@ -94,3 +94,25 @@ def test_no_token_is_in_what_was_written(paths: Paths) -> None:
     for file in paths.root.rglob("*"):
         if file.is_file():
             assert b"hf_verysecret" not in file.read_bytes(), file
+
+
+def test_a_job_that_ends_at_evaluate_is_complete_and_lists_what_did_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_project(tmp_path, "experiment=smoke", "export.register=tuned")
+    paths = Paths(tmp_path)
+    for stage in ("merge", "export"):
+        paths.report(stage).unlink()
+    ran = run_report(tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "Not run     merge export" in ran.stdout
+    page = paths.page.read_text(encoding="utf-8")
+    assert page.count("not run") == 2
+    assert "sweep.until=export" in page
+    client, experiment_id = client_of(paths, monkeypatch)
+    (run,) = client.search_runs([experiment_id])
+    assert run.data.tags["stage.merge"] == run.data.tags["stage.export"] == "not run"
+    assert run.data.tags["stage.evaluate"] == "cached"
+    assert "evaluate.adapter.perplexity" in run.data.metrics
+    assert not [name for name in run.data.metrics if name.startswith(("merge.", "export."))]
+    assert not client.search_registered_models()  # there is no merged model to register

@@ -29,18 +29,20 @@ class _Quantizer(TorchAoHfQuantizer):
     def is_trainable(self) -> bool:
         return True
 
-    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> None:
-        for module in model.modules():
-            weight = getattr(module, "weight", None)
-            if isinstance(weight, IntxUnpackedToInt8Tensor):
-                module.weight = torch.nn.Parameter(_computing_in(weight, model.dtype), False)
-            elif isinstance(weight, Int8Tensor) and weight.act_quant_kwargs is not None:
-                module.__class__ = IntegerLinear
-
 
 def register() -> None:
     """Load torchao checkpoints so from now on."""
     AUTO_QUANTIZER_MAPPING["torchao"] = _Quantizer
+
+
+def compute_in(model: Any, dtype: torch.dtype) -> None:
+    """Make the quantised layers of a loaded `model` dequantise to `dtype` and multiply in it."""
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, IntxUnpackedToInt8Tensor | Int8Tensor):
+            module.weight = torch.nn.Parameter(_in_dtype(weight, dtype), False)
+            if getattr(weight, "act_quant_kwargs", None) is not None:
+                module.__class__ = IntegerLinear
 
 
 class IntegerLinear(torch.nn.Linear):
@@ -82,14 +84,27 @@ class _StraightThrough(torch.autograd.Function):
         return (back if fold is None else back * fold), None
 
 
-def _computing_in(weight: IntxUnpackedToInt8Tensor, dtype: torch.dtype) -> IntxUnpackedToInt8Tensor:
+def _in_dtype(weight: Any, dtype: torch.dtype) -> Any:
     """The same codes and scales; `.to(dtype)` would round the scales as well."""
-    return IntxUnpackedToInt8Tensor(
+    if isinstance(weight, IntxUnpackedToInt8Tensor):
+        return IntxUnpackedToInt8Tensor(
+            weight.qdata,
+            weight.scale,
+            weight.zero_point,
+            weight.target_dtype,
+            weight.block_size,
+            dtype,
+            weight.activation_quantization,
+        )
+    return Int8Tensor(
         weight.qdata,
         weight.scale,
-        weight.zero_point,
-        weight.target_dtype,
         weight.block_size,
         dtype,
-        weight.activation_quantization,
+        zero_point=weight.zero_point,
+        act_quant_scale=weight.act_quant_scale,
+        act_quant_zero_point=weight.act_quant_zero_point,
+        act_pre_scale=weight.act_pre_scale,
+        act_quant_kwargs=weight.act_quant_kwargs,
+        reduce_range=weight.reduce_range,
     )

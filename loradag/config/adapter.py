@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import MISSING
-
 from loradag.config.rules import (
     above,
     between,
     fraction,
+    module_names,
     one_of,
 )
 
@@ -22,6 +21,6 @@ class Adapter:
     alpha: float | None = above(0)  # scale is alpha/r (rslora: alpha/sqrt(r))
     dropout: float | None = fraction()
     bias: str | None = one_of("none", "all", "lora_only")
-    target_modules: Any = MISSING  # "all-linear", or a list of module names
-    modules_to_save: list[str] | None = MISSING  # trained whole beside the adapter
+    target_modules: Any = module_names(pattern=True)  # "all-linear": every linear layer
+    modules_to_save: list[str] | None = module_names(pattern=False)  # trained in full, next to it
     bits: int | None = between(2, 8)  # quantized_lora

@@ -1,7 +1,9 @@
 """Rules over more than one key."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
+from loradag.config.inputs import derive_inputs
 from loradag.config.model import Model
 from loradag.config.problems import Problem
 from loradag.config.quantize import Quantize
@@ -17,6 +19,7 @@ def check_combinations(config: Config) -> Iterable[Problem]:
     yield from _quantize_rules(config.quantize)
     yield from _method_rules(config)
     yield from _train_rules(config)
+    yield from _inputs_rules(config)
     whole = config.adapter.variant == "none" or config.train.method == "qat"
     if whole and "adapter" in config.export.formats:
         yield Problem(
@@ -25,10 +28,10 @@ def check_combinations(config: Config) -> Iterable[Problem]:
             f"train.method = {config.train.method} makes a whole model",
             "Export safetensors or gguf.",
         )  # fmt: skip
-    if config.evaluate.stride > config.evaluate.window:
+    if config.evaluate.stride >= config.evaluate.window:
         yield Problem(
             "evaluate.stride", config.evaluate.stride,
-            f"must not exceed evaluate.window = {config.evaluate.window}, or tokens go unscored",
+            f"must be below evaluate.window = {config.evaluate.window}, or tokens go unscored",
             "Lower evaluate.stride.",
         )  # fmt: skip
 
@@ -95,6 +98,23 @@ def _train_rules(config: Config) -> Iterable[Problem]:
         )  # fmt: skip
 
 
+def _inputs_rules(config: Config) -> Iterable[Problem]:
+    for name, path in derive_inputs(config).items():
+        if Path(path).resolve() == Path().resolve():
+            yield Problem(
+                f"inputs.{name}", path,
+                "makes the whole project an input of the pipeline, whose outputs change it",
+                "Put the files into a folder of their own and name that.",
+            )  # fmt: skip
+        value = getattr(config.inputs, name)
+        if value != path:
+            yield Problem(
+                f"inputs.{name}", value,
+                f"is not what the other sections make it, {path!r}, so dvc.yaml would miss changes",
+                f"Set inputs.{name} to {path}, or compose params.yaml anew with `python -m conf`.",
+            )  # fmt: skip
+
+
 def _quantize_rules(quantize: Quantize) -> Iterable[Problem]:
     options: dict[str, tuple[str, ...]] = {
         "nf4": ("double_quant", "block_size"),
@@ -131,13 +151,6 @@ def _quantize_rules(quantize: Quantize) -> Iterable[Problem]:
             "goes with one scale a tensor; quantize.activation_granularity = channel folds its "
             "scales into the weights, which leaves no place for zero points",
             "Set quantize.activation_zero_point=false, or quantize.activation_granularity=tensor.",
-        )  # fmt: skip
-    calibrates = quantize.scheme == "static_w8a8"
-    if calibrates != (quantize.reads == "data/prepared/calibration.parquet"):
-        yield Problem(
-            "quantize.reads", quantize.reads,
-            f"does not go with quantize.scheme = {quantize.scheme}",
-            f"Take conf/quantize/{quantize.scheme}.yaml.",
         )  # fmt: skip
 
 

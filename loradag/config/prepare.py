@@ -6,6 +6,7 @@ from omegaconf import MISSING
 
 from loradag.config.rules import (
     at_least,
+    format_string,
     fraction,
     one_of,
 )
@@ -24,8 +25,8 @@ class Prepare:
     # plain: prompt + completion + EOS; chat: both as turns of the tokenizer's chat template;
     # rendered: the completion is a whole text with its special tokens, never rendered again.
     template: str = one_of("plain", "chat", "rendered")
-    prompt: str = MISSING  # format string over the row's fields
-    completion: str = MISSING  # format string over the row's fields
+    prompt: str = format_string()  # format string over the row's fields
+    completion: str = format_string()  # format string over the row's fields
     unique: list[str] = MISSING  # fields whose normalised text must not recur
     min_characters: int = at_least(0)
     max_characters: int | None = at_least(1)

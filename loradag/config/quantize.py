@@ -38,7 +38,4 @@ class Quantize:
     activation_granularity: str | None = one_of("tensor", "channel")
     activation_zero_point: bool | None = MISSING  # static_w8a8: asymmetric activations
     calibration_rows: int | None = at_least(1)  # at most; the report says how many there were
-    # What dvc.yaml makes the stage depend on: static scales come from the calibration rows; no
-    # other scheme shall rerun because the data changed.
-    reads: str = one_of("artifacts/base", "data/prepared/calibration.parquet")
     skip_modules: list[str] = MISSING  # kept at full precision

@@ -1,7 +1,9 @@
 """What a value must satisfy: rules as metadata of dataclass fields."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from string import Formatter
 from typing import Any
 
 from omegaconf import MISSING
@@ -56,3 +58,40 @@ def between(low: float, high: float) -> Any:
 def fraction() -> Any:
     text = "must be from 0 up to, not including, 1"
     return rule_field(Rule(text, lambda v: 0 <= v < 1, "Use a fraction such as 0.05."))
+
+
+def format_string() -> Any:
+    """Text with a row's fields in braces, e.g. `Quote: {quote}`."""
+
+    def holds(value: Any) -> bool:
+        try:
+            named = [name for _, name, _, _ in Formatter().parse(value) if name is not None]
+        except ValueError:  # a single brace
+            return False
+        return not any(re.search(r"^\d*$|[.\[\]{}]", name) for name in named)
+
+    text = "must name fields of a row in braces, each by its name"
+    remedy = "Write {field}, and {{ or }} for a brace itself."
+    return rule_field(Rule(text, holds, remedy))
+
+
+def module_names(*, pattern: bool) -> Any:
+    """Names of modules; with `pattern`, also one regular expression, or "all-linear"."""
+
+    def holds(value: Any) -> bool:
+        if isinstance(value, str):
+            return pattern and bool(value) and _compiles(value)
+        is_list = isinstance(value, list) and bool(value)
+        return is_list and all(isinstance(name, str) and name for name in value)
+
+    other = 'must be "all-linear", a regular expression' if pattern else "must be null"
+    remedy = "For example [q_proj, v_proj]." if pattern else "For example [lm_head], or null."
+    return rule_field(Rule(f"{other} or a list of module names", holds, remedy))
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True

@@ -7,6 +7,7 @@ from omegaconf import MISSING
 from loradag.config.adapter import Adapter
 from loradag.config.evaluate import Evaluate
 from loradag.config.export import Export
+from loradag.config.inputs import Inputs
 from loradag.config.merge import Merge
 from loradag.config.model import Model
 from loradag.config.prepare import Prepare
@@ -25,9 +26,10 @@ class Runtime:
 
 @dataclass
 class Sweep:
-    """What becomes of a sweep's workspaces."""
+    """How far the jobs of a sweep run, and which workspaces are kept."""
 
     keep: str = one_of("all", "failed", "none")
+    until: str = one_of("evaluate", "export")  # the last stage of a job; `report` always runs
 
 
 @dataclass
@@ -45,4 +47,5 @@ class Config:
     seed: int = at_least(0)  # of the adapter's start, dropout and the order of rows
     runtime: Runtime = field(default_factory=Runtime)
     sweep: Sweep = field(default_factory=Sweep)
+    inputs: Inputs = field(default_factory=Inputs)  # derived: deps in dvc.yaml
     checked: bool = MISSING  # composing this key checks the rules

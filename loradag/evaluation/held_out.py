@@ -6,7 +6,7 @@ from typing import Any
 from loradag.config.evaluate import Evaluate
 from loradag.data.rows import Row
 from loradag.evaluation.perplexity import score
-from loradag.evaluation.samples import greedy
+from loradag.evaluation.samples import Sample, sample_greedily
 from loradag.runtime.report_keys import HeldOutLoss
 
 
@@ -21,16 +21,16 @@ class HeldOut:
 
     def measure(self, model: Any) -> HeldOutLoss:
         """Perplexity, NLL (nats a token), bits a UTF-8 byte, and the tokens scored."""
-        whole = self.evaluate.loss == "full"
+        full = self.evaluate.loss == "full"
         scored = score(
             model,
             [row.input_ids for row in self.rows],
-            None if whole else [row.completion_mask for row in self.rows],
+            None if full else [row.completion_mask for row in self.rows],
             window=self.evaluate.window,
             stride=self.evaluate.stride,
             batch_tokens=self.evaluate.batch_tokens,
         )
-        texts = [row.text if whole else row.text[len(row.prompt) :] for row in self.rows]
+        texts = [row.text if full else row.text[len(row.prompt) :] for row in self.rows]
         utf8_bytes = sum(len(text.encode()) for text in texts)
         return {
             "perplexity": scored.perplexity,
@@ -39,6 +39,6 @@ class HeldOut:
             "tokens": scored.tokens,
         }
 
-    def sample(self, model: Any) -> list[str]:
+    def sample(self, model: Any) -> list[Sample]:
         """Greedy continuations of the first rows' prompts."""
-        return greedy(model, self.tokenizer, self.prompts, self.evaluate.max_new_tokens)
+        return sample_greedily(model, self.tokenizer, self.prompts, self.evaluate.max_new_tokens)

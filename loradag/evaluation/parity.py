@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loradag.checkpoints.headers import count_parameters
 from loradag.evaluation.samples import greedy_ids
+from loradag.models.device import compute_dtype, device
 
 if TYPE_CHECKING:
     import torch
 
 LONGEST = 512  # tokens of a sequence that are compared
 LOGITS = "logits"
+SPARE = 1.5  # of the weights' bytes: activations, logits, an adapter
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,27 @@ class Parity:
     @property
     def perplexity_rise(self) -> float:
         return self.perplexity_after / self.perplexity_before - 1
+
+
+def comparison_dtype(folder: Path) -> torch.dtype:
+    """The dtype in which models of the size of `folder`'s are compared.
+
+    float32: rounding in a computation of 16 bits hides differences of the weights. A GPU whose
+    free memory does not hold the model in float32 computes in the dtype `auto`.
+    """
+    import torch
+
+    if device() == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+        if SPARE * 4 * count_parameters(folder) > free:
+            return compute_dtype("auto")
+    return torch.float32
+
+
+def dtype_name(model: Any) -> str:
+    """The dtype of every floating-point parameter of `model`; several are joined by `+`."""
+    found = {str(p.dtype) for p in model.parameters() if p.is_floating_point()}
+    return "+".join(sorted(name.removeprefix("torch.") for name in found))
 
 
 def record(model: Any, probe: Probe, folder: Path) -> list[list[int]]:

@@ -1,31 +1,43 @@
-"""What a model says: greedy continuations."""
+"""Greedy continuations of prompts."""
 
-from typing import Any
+from typing import Any, TypedDict
 
 from loradag.data.templates import encode_prompt
 
 
-def greedy(model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: int) -> list[str]:
-    """The greedy continuation of each rendered prompt, without special tokens.
+class Sample(TypedDict):
+    """What a model continues a prompt with."""
+
+    text: str  # without special tokens
+    ended: bool  # with EOS, within the tokens allowed
+
+
+def sample_greedily(
+    model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: int
+) -> list[Sample]:
+    """The greedy continuation of each rendered prompt.
 
     One prompt at a time: padding would change the sums, and with them now and then a token.
     """
+    continuations = [
+        greedy_ids(model, encode_prompt(prompt, tokenizer), max_new_tokens) for prompt in prompts
+    ]
     return [
-        tokenizer.decode(
-            greedy_ids(model, encode_prompt(prompt, tokenizer), max_new_tokens),
-            skip_special_tokens=True,
+        Sample(
+            text=tokenizer.decode(ids, skip_special_tokens=True),
+            ended=ids[-1:] == [tokenizer.eos_token_id],
         )
-        for prompt in prompts
+        for ids in continuations
     ]
 
 
 def greedy_ids(model: Any, ids: list[int], max_new_tokens: int) -> list[int]:
-    """The token ids that `model` goes on with after `ids`, up to and with EOS."""
+    """The token ids that `model` continues `ids` with, EOS included."""
     import torch
 
     given = torch.tensor([ids], device=model.device)
     with torch.inference_mode():
-        whole = model.generate(
+        generated = model.generate(
             input_ids=given,
             attention_mask=torch.ones_like(given),
             do_sample=False,
@@ -34,4 +46,4 @@ def greedy_ids(model: Any, ids: list[int], max_new_tokens: int) -> list[int]:
             top_k=None,
             max_new_tokens=max_new_tokens,
         )
-    return whole[0, len(ids) :].tolist()  # type: ignore[no-any-return]
+    return generated[0, len(ids) :].tolist()  # type: ignore[no-any-return]

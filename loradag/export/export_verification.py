@@ -11,7 +11,7 @@ from loradag.config.problems import LoradagError
 from loradag.data.rows import read_rows
 from loradag.data.templates import encode_prompt
 from loradag.data.token_contract import Contract, read_contract, verify_tokenizer
-from loradag.evaluation.parity import greedy_match
+from loradag.evaluation.parity import comparison_dtype, greedy_match
 from loradag.export.gguf_format import round_weights
 from loradag.export.measurement import QUESTION, Finding, Trial, find_in_transformers
 from loradag.export.runtimes import (
@@ -20,7 +20,6 @@ from loradag.export.runtimes import (
     find_in_llamacpp,
     in_fresh_process,
 )
-from loradag.models.device import compute_dtype
 from loradag.models.loading import load_base, load_model, load_tuned
 from loradag.models.pinning import weights_folder
 from loradag.models.tokenizer import load_tokenizer
@@ -53,7 +52,7 @@ def prove(paths: Paths, exported: dict[str, Path], export: Export) -> dict[str, 
     verify_tokenizer(tokenizer, contract)
     trial = _trial(paths, contract, tokenizer, export)
     merged = find_in_transformers(
-        load_model(paths.merged, compute_dtype("auto")), tokenizer, trial, ""
+        load_model(paths.merged, comparison_dtype(paths.merged)), tokenizer, trial, ""
     )
     numbers: dict[str, ExportedFormat] = {}
     problems: list[str] = []
@@ -87,12 +86,12 @@ def prove(paths: Paths, exported: dict[str, Path], export: Export) -> dict[str, 
 def _expected_perplexity(paths: Paths, name: str, trial: Trial, tokenizer: Any) -> float | None:
     """What the format `name` should come to, measured here; None: what the merged model does."""
     if name.startswith(GGUF):
-        model = load_model(paths.merged, compute_dtype("auto"))
+        model = load_model(paths.merged, comparison_dtype(paths.merged))
         round_weights(model, name.removeprefix(GGUF), read_grid(paths.merged))
     elif name == "adapter":
         # It stands on the full-precision base; how far that is from the quantised one that it was
         # trained on, and maybe merged into, is the merge's to say.
-        model = load_tuned(paths, load_base(paths, compute_dtype("auto")))
+        model = load_tuned(paths, load_base(paths, comparison_dtype(paths.merged)))
     else:
         return None
     brief = dataclasses.replace(trial, prompts=[])

@@ -45,11 +45,11 @@ def _close_hub() -> None:
 
 def find_in_folder(folder: str, trial: Trial) -> Finding:
     """transformers, with nothing but the folder."""
-    from loradag.models.device import compute_dtype
+    from loradag.evaluation.parity import comparison_dtype
     from loradag.models.loading import load_model
     from loradag.models.tokenizer import load_tokenizer
 
-    model = load_model(Path(folder), compute_dtype("auto"))
+    model = load_model(Path(folder), comparison_dtype(Path(folder)))
     return find_in_transformers(
         model, load_tokenizer(Path(folder)), trial, _version("transformers")
     )
@@ -59,11 +59,13 @@ def find_in_adapter(folder: str, base: str, trial: Trial) -> Finding:
     """peft, with the adapter's folder on the base's."""
     from peft import PeftModel
 
-    from loradag.models.device import compute_dtype
+    from loradag.evaluation.parity import comparison_dtype
     from loradag.models.loading import load_model
     from loradag.models.tokenizer import load_tokenizer
 
-    model = PeftModel.from_pretrained(load_model(Path(base), compute_dtype("auto")), folder).eval()
+    model = PeftModel.from_pretrained(
+        load_model(Path(base), comparison_dtype(Path(base))), folder
+    ).eval()
     return find_in_transformers(model, load_tokenizer(Path(folder)), trial, _version("peft"))
 
 

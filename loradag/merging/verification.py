@@ -23,10 +23,15 @@ from loradag.config.problems import LoradagError
 from loradag.data.rows import read_rows
 from loradag.data.templates import encode_prompt
 from loradag.data.token_contract import read_contract, verify_tokenizer
-from loradag.evaluation.parity import Parity, Probe, compare, record
+from loradag.evaluation.parity import (
+    Parity,
+    Probe,
+    compare,
+    comparison_dtype,
+    record,
+)
 from loradag.merging.layers import largest_error, layer_outputs, rounding_bound
 from loradag.merging.merged_model import float_weights
-from loradag.models.device import compute_dtype
 from loradag.models.loading import (
     is_adapter,
     is_quantized,
@@ -35,6 +40,7 @@ from loradag.models.loading import (
     load_quantized,
     load_tuned,
 )
+from loradag.models.precision import verify_dtype
 from loradag.models.tokenizer import load_tokenizer
 from loradag.runtime import Paths
 from loradag.runtime.report_keys import MergeChecks
@@ -61,7 +67,7 @@ def verify_merge(paths: Paths, merged: Path, merge: Merge) -> MergeChecks:
     ids = [row.input_ids for row in rows]
     probe = Probe(ids, texts, texts + prompts, merge.max_new_tokens)
     brief = Probe(ids[:ROUNDING_ROWS], texts, [], 0)
-    dtype = compute_dtype("auto")
+    dtype = comparison_dtype(merged)
 
     paths.state.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=paths.state, prefix="parity-") as scratch:
@@ -78,7 +84,7 @@ def verify_merge(paths: Paths, merged: Path, merge: Merge) -> MergeChecks:
         del model
         model = load_model(merged, dtype)
         parity = compare(model, probe, trained, said)
-        report = asdict(parity)
+        report = {**asdict(parity), "dtype": verify_dtype(model, dtype)}
         checks = _checks(parity, merge.tolerance)
         if outputs:
             exact = compare(model, brief, beside, [])

@@ -49,6 +49,6 @@ def compute_dtype(name: str) -> torch.dtype:
         return dtype
     if device() == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if device() == "cpu" and torch.cpu._is_avx512_bf16_supported():
+    if device() == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16"):
         return torch.bfloat16
     return torch.float32

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loradag.models.device import device
 from loradag.models.pinning import weights_folder
+from loradag.models.precision import cast_parameters, compute_in, quantized_by, verify_dtype
 from loradag.runtime import Paths
 
 if TYPE_CHECKING:
@@ -16,12 +15,15 @@ if TYPE_CHECKING:
 
 
 def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
-    """A causal LM in inference mode, from safetensors alone, on the device of this run."""
+    """A causal LM in inference mode, from safetensors alone, on the device of this run.
+
+    Every float parameter computes in `dtype`, whatever dtype the checkpoint stores it in.
+    """
     from transformers import AutoModelForCausalLM
 
     from loradag.models.activations import as_noted
 
-    if _quantized_by(folder) == "torchao":
+    if quantized_by(folder) == "torchao":
         from loradag.compat.torchao import register
 
         register()
@@ -34,13 +36,9 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
         trust_remote_code=False,
         **options,
     )
+    compute_in(loaded, folder, dtype)
+    verify_dtype(loaded, dtype)
     return as_noted(loaded, folder).eval()
-
-
-def _quantized_by(folder: Path) -> str | None:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    method: str | None = config.get("quantization_config", {}).get("quant_method")
-    return method
 
 
 def load_base(paths: Paths, dtype: torch.dtype, **options: Any) -> Any:
@@ -56,15 +54,7 @@ def load_quantized(paths: Paths, dtype: torch.dtype) -> Any:
     """The frozen base as training sees it, computing in `dtype`."""
     if not is_quantized(paths):
         return load_base(paths, dtype)
-    # LLM.int8 would warn at each product that it rounds its inputs, which is what it is for.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    loaded = load_model(paths.quantized, dtype)
-    for module in loaded.modules():
-        # bitsandbytes' 4-bit layers compute, and dequantise, in the dtype they were saved with
-        # unless told.
-        if hasattr(module, "compute_dtype"):
-            module.compute_dtype = module.weight.quant_state.dtype = dtype
-    return loaded
+    return load_model(paths.quantized, dtype)
 
 
 def is_adapter(paths: Paths) -> bool:
@@ -73,10 +63,17 @@ def is_adapter(paths: Paths) -> bool:
 
 
 def load_tuned(paths: Paths, quantized: Any) -> Any:
-    """The model as trained: the adapter put on `quantized`, or the whole checkpoint instead."""
+    """The model as trained: the adapter put on `quantized`, or the full checkpoint instead.
+
+    The adapter computes in the dtype of `quantized`, as it did in training, where each product was
+    in that dtype and float32 was for the optimizer.
+    """
+    dtype = quantized.dtype
     if not is_adapter(paths):
-        return load_model(paths.adapter, quantized.dtype)
+        return load_model(paths.adapter, dtype)
     from peft import PeftModel
 
-    # peft would lift 16-bit adapters to float32 by itself; what was trained is what is measured.
-    return PeftModel.from_pretrained(quantized, paths.adapter, autocast_adapter_dtype=False).eval()
+    tuned = PeftModel.from_pretrained(quantized, paths.adapter, autocast_adapter_dtype=False)
+    cast_parameters(tuned, dtype)
+    verify_dtype(tuned, dtype)
+    return tuned.eval()

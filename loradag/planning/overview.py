@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.errors import HydraException
 
+from loradag.compat.dvc import cache_folder
 from loradag.config.problems import ConfigError, LoradagError
 from loradag.planning.memory import longest_drawn, merge_bytes, train_bytes
 from loradag.planning.parameters import Shape, model_shape, total_parameters, trainable_parameters
@@ -42,8 +43,6 @@ def overview(overrides: list[str], several: bool, project: Path) -> Overview:
     Raises:
         LoradagError: an override that does not fit, or without `several` a rule that is broken.
     """
-    from loradag.sweeps.workspaces import cache_folder
-
     trials = None
     with composer() as compose:
         try:
@@ -63,12 +62,16 @@ def overview(overrides: list[str], several: bool, project: Path) -> Overview:
             raise LoradagError("\n".join(line for line in causes if line)) from error
     if not several and jobs[0].problems:
         raise ConfigError(list(jobs[0].problems), " ".join(overrides) or "the configuration")
-    pipeline = Pipeline(project, cache_folder(project))
+    cache = cache_folder(project)
+    pipelines: dict[str | None, Pipeline] = {}  # by the last stage
     plans = []
     for job in jobs:
+        until = job.params["sweep"]["until"] if several else None
+        if until not in pipelines:
+            pipelines[until] = Pipeline(project, cache, until, use_lock=not several)
         given = dict(o.lstrip("+").split("=", 1) for o in job.overrides if "=" in o)
         swept = {key: given[key] for key in keys if key in given}
-        plans.append(_plan(pipeline, swept, job.params, job.problems))
+        plans.append(_plan(pipelines[until], swept, job.params, job.problems))
     return Overview(plans, keys, trials)
 
 

@@ -1,13 +1,12 @@
-"""Which stages of `dvc.yaml` would run for some params, and which come from DVC's cache.
+"""Which stages of `dvc.yaml` run for some params, and which come from DVC's cache.
 
-DVC keys its run cache by a hash of command, dependencies' hashes, params and outs' paths. The same
-key is made here from the files themselves: loading DVC and a project in it takes a second for each
-job, this takes milliseconds. `tests/planning/test_pipeline.py` holds the two together.
+DVC keys its run cache by a hash of command, dependencies' hashes, params and outs' paths. `plan`
+computes these keys for configurations that have not run; a sweep's executor computes them with the
+same code, names its locks by them, and compares them with what DVC records.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
+from loradag.compat import dvc
+from loradag.config.problems import LoradagError
 
-# The C loader where PyYAML has it: run-cache entries are read by the dozen.
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+REPORT = "report"  # the stage that reads whatever reports there are
 
 
 class StageStatus(StrEnum):
@@ -48,20 +47,35 @@ class Planned:
     name: str
     key: str
     status: StageStatus
-    outs: Mapping[str, str]  # path: hash; of a stage that runs, what stands for it
+    outs: Mapping[str, str]  # path: hash; of a stage that runs, a placeholder
 
 
 class Pipeline:
-    """The stages of a project, its files and its cache, as they are now."""
+    """The stages of a project, its files and its cache, as they are now.
 
-    def __init__(self, project: Path, cache: Path) -> None:
+    Args:
+        project: the folder of `dvc.yaml`.
+        cache: DVC's cache.
+        until: the last stage before `report`; None: all stages.
+        use_lock: whether results that only `dvc.lock` records count as cached, as for `dvc repro`;
+            a sweep's workspaces start without it.
+    """
+
+    def __init__(
+        self, project: Path, cache: Path, until: str | None = None, use_lock: bool = True
+    ) -> None:
         self.project = project
         self.cache = cache
+        self.until = until
+        self.use_lock = use_lock
         self._hashes: dict[str, str] = {}
 
     @cached_property
     def _definition(self) -> dict[str, Any]:
-        return _load(self.project / "dvc.yaml")["stages"]  # type: ignore[no-any-return]
+        definition = dvc.read_yaml(self.project / "dvc.yaml")
+        if self.until is not None:
+            definition = truncate(definition, self.until)
+        return definition["stages"]  # type: ignore[no-any-return]
 
     @cached_property
     def _ignored(self) -> Any:
@@ -73,15 +87,14 @@ class Pipeline:
 
     @cached_property
     def _locked(self) -> dict[str, Any]:
-        path = self.project / "dvc.lock"
-        return _load(path).get("stages", {}) if path.exists() else {}
+        return dvc.read_lock(self.project) if self.use_lock else {}
 
     def plan(self, params: Mapping[str, Any]) -> list[Planned]:
         """The stages in order, for `params` by section."""
         planned: list[Planned] = []
-        made: dict[str, str] = {}  # out: hash; of a stage that will run, what stands for it
+        made: dict[str, str] = {}  # out: hash; of a stage that will run, a placeholder
         for stage in self.stages(params):
-            key = run_cache_key(stage, [self._hash(dep, made) for dep in stage.deps], params)
+            key = dvc.run_cache_key(self.inputs(stage, params, made))
             outs = self._cached_outs(stage, key) if stage.cacheable else None
             status = (
                 StageStatus.ALWAYS
@@ -101,95 +114,115 @@ class Pipeline:
         done: list[Stage] = []
         while waiting := [stage for stage in stages if stage not in done]:
             missing = [out for stage in waiting for out in stage.outs]
-            ready = [s for s in waiting if not any(_below(d, missing) for d in s.deps)]
+            ready = [s for s in waiting if not any(_containing(d, missing) for d in s.deps)]
             if not ready:
                 raise ValueError("dvc.yaml: stages that depend on each other")
             done += ready
         return done
 
+    def inputs(
+        self, stage: Stage, params: Mapping[str, Any], made: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """What DVC's key of the stage is a hash of (`dvc.run_cache_key`).
+
+        Args:
+            stage: the stage.
+            params: by section.
+            made: hashes of the outs of earlier stages, by path.
+        """
+        return {
+            "cmd": stage.cmd,
+            "deps": [
+                {"path": dep, "hash": "md5", "md5": self._hash(dep, made)}
+                for dep in sorted(stage.deps)
+            ],
+            "params": {"params.yaml": {name: params.get(name) for name in sorted(stage.params)}},
+            "outs": sorted(stage.outs),
+        }
+
     def token_lengths(self, planned: Sequence[Planned]) -> dict[str, Any] | None:
         """`token_length` of prepare's report, where the cache has it."""
         for stage in planned:
             if stage.name == "prepare" and stage.status is StageStatus.CACHED:
-                report = json.loads(self._object(stage.outs["reports/prepare.json"]).read_text())
-                return report["token_length"]  # type: ignore[no-any-return]
+                path = dvc.object_path(self.cache, stage.outs["reports/prepare.json"])
+                return json.loads(path.read_text())["token_length"]  # type: ignore[no-any-return]
         return None
 
     def _hash(self, dep: str, made: Mapping[str, str]) -> str:
-        """MD5 of a dependency as DVC takes it, or what stands for one that is yet to be made."""
-        if dep in made:
-            return made[dep]
-        if out := _below(dep, made):
+        """The hash of a dependency as DVC takes it, or a placeholder for one yet to be made."""
+        if out := _containing(dep, made):
+            if dep == out:
+                return made[out]
             if made[out].endswith(".dir"):
-                entries = json.loads(self._object(made[out]).read_text())
-                within = {f"{out}/{entry['relpath']}": entry["md5"] for entry in entries}
-                return str(within.get(dep, f"{made[out]}:{dep}"))
+                within = dvc.folder_entries(self.cache, made[out])
+                return within.get(dep.removeprefix(f"{out}/"), f"{made[out]}:{dep}")
             return f"{made[out]}:{dep}"
         if dep not in self._hashes:
             self._hashes[dep] = self._hash_source(dep)
         return self._hashes[dep]
 
     def _hash_source(self, dep: str) -> str:
+        """The hash of a file or folder that no stage makes, in the project or outside of it."""
         path = self.project / dep
-        if not path.is_dir():
-            return _md5(path.read_bytes()) if path.exists() else f"missing:{dep}"
-        entries = [
-            {"md5": _md5(file.read_bytes()), "relpath": file.relative_to(path).as_posix()}
-            for file in path.rglob("*")
-            if file.is_file() and not self._ignored.match_file(file.relative_to(self.project))
-        ]
-        entries.sort(key=lambda entry: tuple(entry["relpath"].split("/")))
-        return _md5(json.dumps(entries).encode()) + ".dir"
+        return dvc.hash_path(path, self._is_ignored) if path.exists() else f"missing:{dep}"
+
+    def _is_ignored(self, file: Path) -> bool:
+        if not file.is_relative_to(self.project):  # `.dvcignore` is for the project
+            return False
+        return bool(self._ignored.match_file(file.relative_to(self.project)))
 
     def _cached_outs(self, stage: Stage, key: str) -> dict[str, str] | None:
-        """The hashes of the stage's outs, if the cache holds them all for this key."""
+        """The hashes of the stage's outs, if the cache has them all for this key."""
         for entry in self._entries(stage, key):
             outs = {out["path"]: out["md5"] for out in entry.get("outs", [])}
-            if all(self._has(digest) for digest in outs.values()):
+            if all(dvc.has_object(self.cache, digest) for digest in outs.values()):
                 return outs
         return None
 
     def _entries(self, stage: Stage, key: str) -> Iterator[dict[str, Any]]:
         """What is known of the key: by the project's own `dvc.lock`, then by the run cache."""
         locked = self._locked.get(stage.name)
-        if locked and _locked_key(locked) == key:
+        if locked and dvc.run_cache_key(dvc.recorded_inputs(locked)) == key:
             yield locked
-        folder = self.cache / "runs" / key[:2] / key
-        if folder.is_dir():
-            newest = max(folder.iterdir(), key=lambda path: path.stat().st_mtime)  # as DVC does
-            yield _load(newest)
-
-    def _object(self, digest: str) -> Path:
-        return self.cache / "files/md5" / digest[:2] / digest[2:]
-
-    def _has(self, digest: str) -> bool:
-        path = self._object(digest)
-        if not path.exists():
-            return False
-        if not digest.endswith(".dir"):
-            return True
-        return all(self._object(e["md5"]).exists() for e in json.loads(path.read_text()))
+        if newest := dvc.read_newest_run(self.cache, key):
+            yield newest
 
 
-def run_cache_key(stage: Stage, hashes: Sequence[str], params: Mapping[str, Any]) -> str:
-    """DVC's key of the stage in its run cache, for the `hashes` of its deps."""
-    deps = sorted(zip(stage.deps, hashes, strict=True))
-    return _key(
-        stage.cmd,
-        [{"path": path, "hash": "md5", "md5": digest} for path, digest in deps],
-        {"params.yaml": {name: params.get(name) for name in sorted(stage.params)}},
-        sorted(stage.outs),
-    )
+def truncate(definition: Mapping[str, Any], until: str) -> dict[str, Any]:
+    """A `dvc.yaml` without the stages that are listed after `until`; `report` reads the rest.
+
+    The entries of the other stages, and with them their keys in the run cache, stay as they are.
+
+    Raises:
+        LoradagError: no such stage, or one that is kept needs one that is not.
+    """
+    stages: dict[str, Any] = definition["stages"]
+    if until not in stages:
+        raise LoradagError(
+            f"sweep.until = {until!r}: dvc.yaml has no such stage. Use one of {', '.join(stages)}."
+        )
+    names = list(stages)
+    dropped = {name for name in names[names.index(until) + 1 :] if name != REPORT}
+    outs = [out for name in dropped for out in out_paths(stages[name])]
+    kept = {name: dict(entry) for name, entry in stages.items() if name not in dropped}
+    for name, entry in kept.items():
+        unmade = [dep for dep in entry.get("deps", []) if _containing(dep, outs)]
+        if unmade and name != REPORT:
+            raise LoradagError(
+                f"sweep.until = {until!r}: {name} reads {', '.join(unmade)}, which a later stage "
+                "of dvc.yaml makes. List the stages there in the order in which they run."
+            )
+        entry["deps"] = [dep for dep in entry.get("deps", []) if dep not in unmade]
+    return {**definition, "stages": kept}
 
 
-def _locked_key(entry: Mapping[str, Any]) -> str:
-    deps = [{k: dep[k] for k in ("path", "hash", "md5") if k in dep} for dep in entry["deps"]]
-    return _key(entry["cmd"], deps, entry.get("params"), [o["path"] for o in entry.get("outs", [])])
-
-
-def _key(cmd: str, deps: Any, params: Any, outs: Any) -> str:
-    content = {"cmd": cmd, "deps": deps, "params": params, "outs": outs}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def out_paths(entry: Mapping[str, Any]) -> list[str]:
+    """The paths that a stage of `dvc.yaml` writes."""
+    return [
+        out if isinstance(out, str) else next(iter(out))
+        for kind in ("outs", "metrics", "plots")
+        for out in entry.get(kind, [])
+    ]
 
 
 def _stage(name: str, entry: Mapping[str, Any], params: Mapping[str, Any]) -> Stage:
@@ -200,13 +233,12 @@ def _stage(name: str, entry: Mapping[str, Any], params: Mapping[str, Any]) -> St
 
     outs = [out for kind in ("outs", "metrics", "plots") for out in entry.get(kind, [])]
     options = [next(iter(out.values())) if isinstance(out, dict) else {} for out in outs]
-    names = [out if isinstance(out, str) else next(iter(out)) for out in outs]
     return Stage(
         name,
         filled(entry["cmd"]),
         tuple(filled(dep) for dep in entry.get("deps", [])),
         tuple(entry.get("params", [])),
-        tuple(filled(out) for out in names),
+        tuple(filled(out) for out in out_paths(entry)),
         cacheable=bool(outs) and not any(option.get("persist") for option in options),
     )
 
@@ -218,14 +250,6 @@ def _select(params: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _below(dep: str, outs: Mapping[str, Any] | Sequence[str]) -> str | None:
-    """The one of `outs` that holds `dep`, or is it."""
+def _containing(dep: str, outs: Mapping[str, Any] | Sequence[str]) -> str | None:
+    """The one of `outs` that contains `dep`, or is it."""
     return next((out for out in outs if dep == out or dep.startswith(f"{out}/")), None)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    return yaml.load(path.read_text(encoding="utf-8"), LOADER)  # type: ignore[no-any-return]
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()

@@ -108,17 +108,17 @@ def general(reports: Reports) -> Score | None:
 def tasks(reports: Reports) -> list[Score]:
     """A row for each metric of each task."""
     evaluate = reports.get("evaluate")
-    if evaluate is None or evaluate["tasks"] is None:
+    measured = evaluate["tasks"] if evaluate else None
+    if measured is None or measured["base"] is None or measured["adapter"] is None:
         return []
-    return [
-        Score(
-            f"{task}: {metric}",
-            [number(scores[name][metric]) for name in model_names(reports)],
-            f"{scores['adapter'][metric] - scores['base'][metric]:+.4g}",
-        )
-        for task, scores in evaluate["tasks"].items()
-        for metric in scores["base"]
-    ]
+    rows = []
+    for task, metrics in measured["base"].items():
+        for metric, before in metrics.items():
+            scores = [measured[name] for name in model_names(reports)]
+            values = [number(score[task][metric]) for score in scores if score is not None]
+            gained = measured["adapter"][task][metric] - before
+            rows.append(Score(f"{task}: {metric}", values, f"{gained:+.4g}"))
+    return rows
 
 
 def merge_checks(reports: Reports, params: Mapping[str, Any]) -> list[Check]:
@@ -175,17 +175,17 @@ class Stage:
     """A stage of the run."""
 
     name: str
-    status: Literal["ran", "from the cache", "did not run"]
+    status: Literal["ran", "from the cache", "not run"]
     time: str  # that it took, or once took
 
 
-def stages(reports: Reports, ran: Mapping[str, bool]) -> list[Stage]:
+def stages(reports: Reports, ran: Mapping[str, bool | None]) -> list[Stage]:
     """Every stage that has a report, in the order of the DAG; also those that did not run."""
     rows = []
     for name in Reports.__annotations__:
         report: Any = reports.get(name)
         if report is None:
-            rows.append(Stage(name, "did not run", ""))
+            rows.append(Stage(name, "not run", ""))
         else:
             seconds = report["seconds"]
             time = "" if seconds is None else duration(seconds)
@@ -229,7 +229,7 @@ def note(reports: Reports) -> str:
         ("Base", sizes(reports)),
         ("General text", forgetting.change if forgetting else ""),
         ("Merge", "passed" if merge and merge["passed"] else ""),
-        ("Did not run", ", ".join(name for name in Reports.__annotations__ if name not in reports)),
+        ("Not run", ", ".join(name for name in Reports.__annotations__ if name not in reports)),
     ]
     items = [f"- {name}: {text}" for name, text in lines if text]
     return "\n".join([*(head if rows else []), *rows, "", *items])

@@ -27,7 +27,7 @@ def report_page(
     changed: set[str],
     reports: Reports,
     curves: Mapping[int, Mapping[str, float]],
-    ran: Mapping[str, bool],
+    ran: Mapping[str, bool | None],
     tags: Mapping[str, str],
     examples: Sequence[Mapping[str, Any]] = (),
 ) -> str:
@@ -40,7 +40,7 @@ def report_page(
         changed: the keys of `flat` that differ from the committed params.
         reports: by stage.
         curves: `plots/loss.csv`, {step: {metric: value}}.
-        ran: by stage; False is shown as cached.
+        ran: by stage; False is shown as cached, None as not run.
         tags: MLflow's, of the commit and the state of the DAG.
         examples: prepared rows: {tokens: text of each token, trained: 1 where it is trained on}.
     """

@@ -51,7 +51,8 @@ def _measured(jobs: Sequence[JobRecord]) -> dict[str, dict[int, str]]:
         if general := evaluate.get("general"):
             column = columns.setdefault("on general text", {})
             column[job.number] = text.number(general["adapter"]["perplexity"])
-        for task, scores in (evaluate.get("tasks") or {}).items():
-            for metric, value in scores["adapter"].items():
+        tasks = evaluate.get("tasks")
+        for task, scores in ((tasks.get("adapter") or {}) if tasks else {}).items():
+            for metric, value in scores.items():
                 columns.setdefault(f"{task}: {metric}", {})[job.number] = text.number(value)
     return columns

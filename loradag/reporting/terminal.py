@@ -21,7 +21,7 @@ def print_summary(
     name: str,
     params: Mapping[str, Any],
     reports: Reports,
-    ran: Mapping[str, bool],
+    ran: Mapping[str, bool | None],
     page: str,
     where: str,
 ) -> None:
@@ -49,8 +49,8 @@ def print_summary(
     rows("Export", map(_exported, results.exports(reports)))
     stages = results.stages(reports, ran)
     rows("Ran", [" ".join(stage for stage, did in ran.items() if did)])
-    rows("From cache", [" ".join(stage for stage, did in ran.items() if not did)])
-    rows("Did not run", [" ".join(s.name for s in stages if s.status == "did not run")])
+    rows("From cache", [" ".join(stage for stage, did in ran.items() if did is False)])
+    rows("Not run", [" ".join(stage.name for stage in stages if stage.status == "not run")])
     rows("Next", (f"[bold]{command:<43}[/] [dim]{what}[/]" for command, what in NEXT))
     rows("Page", [page])
     console = Console(highlight=False)

@@ -31,6 +31,10 @@ class Paths:
         return self.root / "artifacts/quantized"
 
     @property
+    def baseline(self) -> Path:
+        return self.root / "artifacts/baseline.json"
+
+    @property
     def adapter(self) -> Path:
         return self.root / "artifacts/adapter"
 

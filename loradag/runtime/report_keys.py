@@ -133,12 +133,23 @@ class GeneralText(TypedDict):
     adapter: GeneralLoss
 
 
-class TaskScores(TypedDict):
-    """Each model's metrics on a task of lm-evaluation-harness."""
+Scores = dict[str, dict[str, float]]  # by task and metric of lm-evaluation-harness
 
-    base: dict[str, float]
-    quantized: dict[str, float]
-    adapter: dict[str, float]
+
+class BaselineScores(TypedDict):
+    base: NotRequired[Scores | None]
+    quantized: NotRequired[Scores | None]  # absent without quantization
+
+
+class TaskScores(BaselineScores):
+    adapter: NotRequired[Scores | None]
+
+
+class BaselineReport(StageReport):
+    base: HeldOutLoss
+    quantized: HeldOutLoss
+    tasks: NotRequired[BaselineScores | None]
+    dtype: str
 
 
 class EvaluateReport(StageReport):
@@ -147,7 +158,9 @@ class EvaluateReport(StageReport):
     adapter: HeldOutLoss
     samples: list[Sample]
     general: NotRequired[GeneralText | None]
-    tasks: NotRequired[dict[str, TaskScores] | None]
+    tasks: NotRequired[TaskScores | None]
+    ended_fraction: NotRequired[float | None]  # of the samples: that end with EOS
+    dtype: str
 
 
 class Parity(StageReport):
@@ -165,6 +178,7 @@ class Parity(StageReport):
 class MergeChecks(Parity):
     rounding_kl: NotRequired[float | None]  # to the weights merged into; nats a token
     largest_layer_error: NotRequired[float | None]  # relative
+    dtype: str  # that both models were compared in
     passed: bool
 
 
@@ -206,6 +220,7 @@ class Reports(TypedDict, total=False):
     prepare: PrepareReport
     quantize: QuantizeReport
     train: TrainReport
+    baseline: BaselineReport
     evaluate: EvaluateReport
     merge: MergeReport
     export: ExportReport

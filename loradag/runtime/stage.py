@@ -28,6 +28,7 @@ def run_stage(function: Callable[..., Mapping[str, Any] | None]) -> None:
     """
     name = function.__name__
     paths = Paths(Path())
+    mark_started(paths, name)
     try:
         config = load_config(paths.params)
         configure(config.runtime)
@@ -47,15 +48,29 @@ def run_stage(function: Callable[..., Mapping[str, Any] | None]) -> None:
         sys.exit(f"{name}: out of memory. {_smaller(name)}\n  ({error})")
 
 
+def mark_started(paths: Paths, stage: str) -> None:
+    """Record that the stage's command runs here: its outs do not come from the cache."""
+    write_json(_mark(paths, stage), None)
+
+
+def has_started(paths: Paths, stage: str) -> bool:
+    """Whether the stage's command ever ran here, to its end or not."""
+    return _mark(paths, stage).exists()
+
+
 def mark_ran(paths: Paths, stage: str) -> None:
-    """Leave a mark that the report which now stands was made by a run, not taken from the cache."""
-    write_json(paths.state / "ran" / f"{stage}.json", _digest(paths.report(stage)))
+    """Record that the present report was made by a run, not taken from the cache."""
+    write_json(_mark(paths, stage), _digest(paths.report(stage)))
 
 
 def has_run(paths: Paths, stage: str) -> bool:
-    """Whether `stage` ran to make the report which now stands; False: it came from the cache."""
-    mark = paths.state / "ran" / f"{stage}.json"
+    """Whether `stage` ran to make the present report; False: the report came from the cache."""
+    mark = _mark(paths, stage)
     return mark.exists() and json.loads(mark.read_text()) == _digest(paths.report(stage))
+
+
+def _mark(paths: Paths, stage: str) -> Path:
+    return paths.state / "ran" / f"{stage}.json"
 
 
 def _digest(path: Path) -> str:

@@ -5,6 +5,7 @@ files share one composition, and only their values are set anew, by Hydra's own 
 """
 
 import copy
+import itertools
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,14 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra import initialize_config_module
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from loradag.compat.hydra import apply_overrides
 from loradag.config.composition import plain
 from loradag.config.problems import ConfigError, LoradagError, Problem
 from loradag.config.validation import validate
@@ -53,6 +54,7 @@ class Composer:
     def __init__(self, loader: Any) -> None:
         self.loader = loader
         self._by_choices: dict[tuple[str, ...], DictConfig] = {}
+        self._groups: dict[str, bool] = {}
 
     def master(self, overrides: Sequence[str]) -> DictConfig:
         """The config of the sweep itself, with its `hydra` section."""
@@ -68,21 +70,24 @@ class Composer:
             HydraException: an override that does not fit.
         """
         parsed = OverridesParser.create(config_loader=self.loader).parse_overrides(list(overrides))
-        is_choice = self.loader.repository.group_exists
-        choices = tuple(str(o.input_line) for o in parsed if is_choice(o.key_or_group))
-        values = [o for o in parsed if not is_choice(o.key_or_group)]
+        choices = tuple(str(o.input_line) for o in parsed if self._is_group(o.key_or_group))
+        values = [o for o in parsed if not self._is_group(o.key_or_group)]
         if choices not in self._by_choices:
             composed = self.loader.load_configuration("config", list(choices), RunMode.RUN)
             with_hydra = OmegaConf.masked_copy(composed, [k for k in composed if k != "hydra"])
             OmegaConf.set_struct(with_hydra, True)
             self._by_choices[choices] = with_hydra
         config = copy.deepcopy(self._by_choices[choices])
-        ConfigLoaderImpl._apply_overrides_to_config(
-            [o for o in values if not o.key_or_group.startswith("hydra.")], config
-        )
-        config.checked = True  # `job` does it, and keeps the problems
+        apply_overrides([o for o in values if not o.key_or_group.startswith("hydra.")], config)
+        config.checked = True  # `job` validates, and keeps the problems
         OmegaConf.resolve(config)
         return plain(config)
+
+    def _is_group(self, name: str) -> bool:
+        """Whether `name` is a folder of `conf/`, or one of Hydra's own."""
+        if name not in self._groups:
+            self._groups[name] = bool(self.loader.get_group_options(name))
+        return self._groups[name]
 
     def job(self, overrides: Sequence[str]) -> Job:
         params = self.compose(overrides)
@@ -116,6 +121,23 @@ def swept_keys(master: DictConfig) -> list[str]:
     return list(dict.fromkeys(o.get_key_element() for o in parsed if o.is_sweep_override()))
 
 
+def _choices(parsed: Sequence[Override]) -> dict[str, list[str]]:
+    """The overrides that each key takes in turn, in Hydra's order of jobs: the last key fastest."""
+    choices: dict[str, list[str]] = {}
+    for override in parsed:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            choices[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise LoradagError(
+                f"{override.input_line}: an interval has no points to try one by one. Use "
+                "choice(...) or range(...), or a sweeper that searches (hydra/sweeper=optuna)."
+            )
+    return choices
+
+
 def expand(composer: Composer, master: DictConfig) -> list[Job]:
     """Every job of a grid, composed and checked.
 
@@ -124,10 +146,9 @@ def expand(composer: Composer, master: DictConfig) -> list[Job]:
     """
     parser = OverridesParser.create(config_loader=composer.loader)
     parsed = parser.parse_overrides(sweep_overrides(master))
-    (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     jobs: list[Job] = []
     refused: list[str] = []
-    for overrides in batch:
+    for overrides in itertools.product(*_choices(parsed).values()):
         try:
             jobs.append(composer.job(overrides))
         except HydraException as error:
@@ -135,6 +156,6 @@ def expand(composer: Composer, master: DictConfig) -> list[Job]:
             reason = "; ".join(line.splitlines()[0] for line in causes if line)
             refused.append(f"  - {' '.join(overrides)}: {reason}")
     if refused:
-        count = f"{len(refused)} of {len(batch)} jobs"
+        count = f"{len(refused)} of {len(refused) + len(jobs)} jobs"
         raise LoradagError("\n".join([f"{count} cannot be composed, so none runs:", *refused]))
     return jobs

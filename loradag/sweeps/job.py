@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from loradag.config.problems import LoradagError
 from loradag.config.validation import validate
 from loradag.runtime import Paths
 from loradag.runtime.report_keys import Reports
-from loradag.sweeps.execution import RECORD
+from loradag.sweeps.execution import RECORD, WAITING
 from loradag.sweeps.mlflow_runs import close_child, open_child
 from loradag.sweeps.workspaces import make_workspace
 
@@ -27,9 +28,9 @@ log = logging.getLogger(__name__)
 
 
 def run_job(params: dict[str, Any], folder: Path, number: int, overrides: list[str]) -> JobRecord:
-    """Run the DAG for `params` in a workspace below `folder`/`number`; never raises for its sake.
+    """Run the DAG for `params` in a workspace below `folder`/`number`.
 
-    A job that fails must not end the others, and Hydra ends a batch at the first exception: the
+    A job that fails raises nothing: Hydra would end the other jobs at the first exception. The
     failure is in the record.
     """
     sweep = SweepRecord.read(folder)
@@ -43,7 +44,7 @@ def run_job(params: dict[str, Any], folder: Path, number: int, overrides: list[s
         validate(params, source="the job")
         make_workspace(workspace, folder / "source", Path(sweep.project), Path(sweep.cache), params)
         log.info("#%d %s: started", number, job.name)
-        job.failure = _execute(workspace, place / "job.log", _environment(sweep, job))
+        job.failure = _execute(workspace, place / "job.log", _environment(sweep, job), number)
         _collect(workspace, job)
     except LoradagError as error:
         job.failure = str(error)
@@ -52,7 +53,7 @@ def run_job(params: dict[str, Any], folder: Path, number: int, overrides: list[s
     job.write(place)
     if job.run_id is not None:
         close_child(sweep, job)
-    log.info("#%d %s: %s", number, job.name, _told(job))
+    log.info("#%d %s: %s", number, job.name, _summarize(job))
     keep = params["sweep"]["keep"]
     if keep == "none" or (keep == "failed" and job.failure is None):
         shutil.rmtree(workspace, ignore_errors=True)
@@ -74,9 +75,9 @@ def _environment(sweep: SweepRecord, job: JobRecord) -> dict[str, str]:
     return environment
 
 
-def _execute(workspace: Path, output: Path, environment: dict[str, str]) -> str | None:
+def _execute(workspace: Path, output: Path, environment: dict[str, str], number: int) -> str | None:
     """Run the DAG in a process of its own; returns why it failed, if it did."""
-    parent = os.getppid()
+    parent, waiting = os.getppid(), ""
     with output.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "loradag.sweeps.execution", str(workspace)],
@@ -84,7 +85,7 @@ def _execute(workspace: Path, output: Path, environment: dict[str, str]) -> str 
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a group of its own, to be ended as a whole
+            start_new_session=True,  # a group of its own, to be ended with all its processes
         )
         try:
             while True:
@@ -94,31 +95,42 @@ def _execute(workspace: Path, output: Path, environment: dict[str, str]) -> str 
                 except subprocess.TimeoutExpired:
                     if os.getppid() != parent:  # the sweep is gone, even if by kill -9
                         raise KeyboardInterrupt from None
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
+                    if (now := _waiting(workspace)) and now != waiting:
+                        log.info("#%d %s", number, now)
+                    waiting = now
+        finally:  # also a stage that outlives its executor, where only that was killed
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     return None if code == 0 else _reason(workspace, output)
 
 
+def _waiting(workspace: Path) -> str:
+    """What the job waits for now, if it does."""
+    try:
+        return (workspace / WAITING).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+
+
 def _reason(workspace: Path, output: Path) -> str:
-    """What the failed stage said last; stages tell a user's mistake as `STAGE: ...`."""
+    """The failed stage's last lines; stages print a user's mistake as `STAGE: ...`."""
     record = workspace / RECORD
     failed = json.loads(record.read_text())["failed"] if record.exists() else None
     lines = [line for line in output.read_text(errors="replace").splitlines() if line.strip()]
     for index in range(len(lines) - 1, -1, -1):
         if failed and lines[index].startswith(f"{failed}: "):
-            said = lines[index:]
+            reason = lines[index:]
             break
     else:
-        said = [line for line in lines if not line.startswith("failed to reproduce")][-2:]
-        said[:0] = [f"{failed or 'the job'} failed:"]
-    ends = [i for i, line in enumerate(said) if "failed to run: " in line]
+        reason = [line for line in lines if not line.startswith("failed to reproduce")][-2:]
+        reason[:0] = [f"{failed or 'the job'} failed:"]
+    ends = [i for i, line in enumerate(reason) if "failed to run: " in line]
     if ends and ends[0] > 0:
-        exit_code = said[ends[0]].rpartition("exited with ")[2]
-        said = said[: ends[0]]
+        exit_code = reason[ends[0]].rpartition("exited with ")[2]
+        reason = reason[: ends[0]]
         if exit_code in ("-9", "137"):
-            said.append("Killed by the system, most likely for want of memory.")
-    return "\n".join(said)
+            reason.append("Killed by the system, most likely because memory ran out.")
+    return "\n".join(reason)
 
 
 def _collect(workspace: Path, job: JobRecord) -> None:
@@ -142,7 +154,7 @@ def _collect(workspace: Path, job: JobRecord) -> None:
         job.curve = [(int(row["step"]), float(row["loss"])) for row in rows]
 
 
-def _told(job: JobRecord) -> str:
+def _summarize(job: JobRecord) -> str:
     if job.failure is not None:
         return f"FAILED. {job.failure}"
     ran = f"ran {', '.join(job.ran)} ({job.seconds:.0f} s)" if job.ran else "ran nothing"

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.markup import escape
 
 from loradag.comparison.job_records import SweepRecord, read_jobs, write_table
+from loradag.compat.dvc import cache_folder
 from loradag.config.problems import LoradagError
 from loradag.sweeps.grid import (
     UNSTAGED,
@@ -58,7 +59,7 @@ def start(config: DictConfig) -> None:
     from filelock import FileLock, Timeout
 
     from loradag.sweeps.mlflow_runs import open_parent
-    from loradag.sweeps.workspaces import cache_folder, take_snapshot
+    from loradag.sweeps.workspaces import take_snapshot
 
     project = Path(config.hydra.runtime.cwd)
     composer = Composer(GlobalHydra.instance().config_loader())
@@ -167,7 +168,8 @@ def _key(config: DictConfig, sources: str) -> str:
     container: Any = OmegaConf.to_container(config)
     params = {k: v for k, v in container.items() if k not in (*UNSTAGED, "hydra")}
     overrides = without_unstaged(list(config.hydra.overrides.task))
-    content = [params, container["hydra"]["sweeper"], overrides, sources]
+    until = container["sweep"]["until"]
+    content = [params, until, container["hydra"]["sweeper"], overrides, sources]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -1,7 +1,8 @@
-"""A workspace: what `dvc.yaml` says the stages read, beside params of its own, on the shared cache.
+"""A workspace: what `dvc.yaml` declares that the stages read, params of its own, the shared cache.
 
-Nothing else is in it: no repository, no data, no models. Outs arrive as links from the cache, and a
-stage that reads what it does not declare fails here, where it would have been served stale.
+Nothing else is in it: no repository, no data, no models, and no `dvc.lock`, so that no result of
+another run is taken for this one's. Outs arrive as links from the cache, and a stage that reads
+what it does not declare fails here, where the project would have served an outdated result.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
+from loradag.compat import dvc
 from loradag.config.composition import write_params
 from loradag.config.problems import LoradagError
+from loradag.planning.pipeline import out_paths, truncate
 
-OUTS = ("outs", "metrics", "plots")
 # Also copied where no stage depends on it: how stages are run and watched changes no output.
 CODE = ("conf", "loradag", "stages")
 
@@ -37,7 +40,7 @@ def take_snapshot(project: Path, folder: Path) -> str:
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(project / path, target)
-        if path in sources and path != Path("dvc.lock"):  # a record of what ran, not a source
+        if path in sources:
             digest.update(f"{path}\0".encode() + target.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -45,10 +48,15 @@ def take_snapshot(project: Path, folder: Path) -> str:
 def make_workspace(
     folder: Path, snapshot: Path, project: Path, cache: Path, params: dict[str, Any]
 ) -> None:
-    """Make `folder` a DVC project of its own: `snapshot`, `params`, and the cache of `project`."""
+    """Make `folder` a DVC project of its own: `snapshot`, `params`, and the cache of `project`.
+
+    Its `dvc.yaml` has the stages until `sweep.until` and `report`.
+    """
     if folder.exists():
         shutil.rmtree(folder)
     shutil.copytree(snapshot, folder)
+    truncated = truncate(dvc.read_yaml(folder / "dvc.yaml"), params["sweep"]["until"])
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(truncated, sort_keys=False), encoding="utf-8")
     write_params(OmegaConf.create(params), folder)
     _link_inputs(folder, project, params)
     config = configparser.ConfigParser()
@@ -62,43 +70,27 @@ def make_workspace(
     (folder / ".dvc").mkdir(exist_ok=True)
     with (folder / ".dvc/config").open("w") as file:
         config.write(file)
-    # Checkpoints are keyed by content: whoever comes next with the same training goes on from them.
+    # Checkpoints are keyed by content: the next job with the same training continues from them.
     checkpoints = project / ".loradag/checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     (folder / ".loradag").mkdir()
     (folder / ".loradag/checkpoints").symlink_to(checkpoints)
 
 
-def cache_folder(project: Path) -> Path:
-    """The DVC cache of `project`, of whatever level of DVC's configuration."""
-    from dvc.config import Config
-
-    # DVC resolves a relative `cache.dir` against the file that says it.
-    configured = Config(str(project / ".dvc")).get("cache", {}).get("dir")
-    return Path(configured) if configured else project / ".dvc/cache"
-
-
 def _sources(project: Path) -> Iterator[Path]:
     """The files that the stages depend on and no stage makes, relative to `project`."""
     path = project / "dvc.yaml"
     if not path.exists():
-        raise LoradagError(f"{path}: is not there. Run in the project's root.")
-    pipeline: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    stages = pipeline["stages"].values()
-    outs = {
-        item if isinstance(item, str) else next(iter(item))
-        for stage in stages
-        for kind in OUTS
-        for item in stage.get(kind, [])
-    }
-    yield from (Path(name) for name in ("dvc.yaml", "dvc.lock", ".dvcignore")
-                if (project / name).exists())  # fmt: skip
+        raise LoradagError(f"{path}: there is no such file. Run in the project's root.")
+    stages = dvc.read_yaml(path)["stages"].values()
+    outs = {out for stage in stages for out in out_paths(stage)}
+    yield from (Path(name) for name in ("dvc.yaml", ".dvcignore") if (project / name).exists())
     seen: set[Path] = set()
     for dep in sorted({dep for stage in stages for dep in stage.get("deps", [])}):
         if re.search(r"\$\{", dep) or any(dep == out or dep.startswith(f"{out}/") for out in outs):
             continue  # another stage's out, by name or through a param
         if not (project / dep).exists():
-            raise LoradagError(f"dvc.yaml: a stage depends on {dep}, which is not there.")
+            raise LoradagError(f"dvc.yaml: a stage depends on {dep}, which does not exist.")
         seen |= set(_files(project, Path(dep)))
         for parent in Path(dep).parents:
             if (project / parent / "__init__.py").exists():
@@ -116,17 +108,22 @@ def _files(project: Path, dep: Path) -> Iterator[Path]:
 
 
 def _link_inputs(folder: Path, project: Path, params: dict[str, Any]) -> None:
-    """Make relative paths of users' own models and rows mean the same as in the project."""
-    for section in ("model", "prepare"):
-        named = params.get(section, {}).get("path")
-        if not named or Path(named).expanduser().is_absolute():
+    """Make relative paths of users' own models and rows mean the same as in the project.
+
+    A symbolic link: DVC hashes what it points to, under the path that `dvc.yaml` names.
+    """
+    for key, name in (
+        ("model.path", "model"), ("prepare.path", "rows"), ("evaluate.tasks_path", "tasks"),
+    ):  # fmt: skip
+        path = Path(params.get("inputs", {}).get(name, ""))
+        link = folder / path
+        if path.is_absolute():
             continue
-        link = Path(os.path.normpath(folder / named))
-        if not link.is_relative_to(folder):
+        if not Path(os.path.normpath(link)).is_relative_to(folder):
             raise LoradagError(
-                f"{section}.path = {named!r}: lies outside the project, so it means another place "
-                "in each job's workspace. Give it as an absolute path."
+                f"{key} = {str(path)!r}: lies outside the project, so it means another "
+                "place in each job's workspace. Give it as an absolute path."
             )
-        if (project / named).exists() and not link.exists():
+        if (project / path).exists() and not link.exists():
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((project / named).resolve())
+            link.symlink_to((project / path).resolve())

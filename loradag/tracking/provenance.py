@@ -79,8 +79,10 @@ def stages_ran(paths: Paths, stages: Iterable[str]) -> dict[str, bool]:
     }
 
 
-def stage_tags(ran: Mapping[str, bool]) -> dict[str, str]:
-    return {f"stage.{stage}": "ran" if did else "cached" for stage, did in ran.items()}
+def stage_tags(ran: Mapping[str, bool | None]) -> dict[str, str]:
+    """`stage.NAME` for each stage; None: it is no part of this run."""
+    words = {True: "ran", False: "cached", None: "not run"}
+    return {f"stage.{stage}": words[did] for stage, did in ran.items()}
 
 
 def mark_published(paths: Paths, stages: Iterable[str]) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from loradag.tracking.database import database_path, ensure_database
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -21,17 +23,21 @@ if TYPE_CHECKING:
 def open_store(root: Path = Path()) -> tuple[MlflowClient, str]:
     """The client of the store, and the id of the experiment (`MLFLOW_EXPERIMENT_NAME`, `loradag`).
 
-    Both are made where they are not there yet.
+    Both are created where they do not exist yet.
+
+    Raises:
+        LoradagError: the SQLite database is incomplete, or of another version of MLflow.
     """
-    # An unreachable server shall cost seconds, not MLflow's default of minutes.
+    # An unreachable server should cost seconds, not MLflow's default of minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it narrates each table it creates
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it reports each table that it creates
     uri = store_uri(root)
+    ensure_database(uri)
     client = MlflowClient(uri)
     if experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID"):
         return client, experiment_id
@@ -41,7 +47,7 @@ def open_store(root: Path = Path()) -> tuple[MlflowClient, str]:
     try:
         return client, client.create_experiment(name, _artifact_location(uri, name))
     except MlflowException:
-        # Another job may have made it in the meantime.
+        # Another job may have created it in the meantime.
         if (experiment := client.get_experiment_by_name(name)) is None:
             raise
         return client, experiment.experiment_id
@@ -51,7 +57,7 @@ def store_uri(root: Path = Path()) -> str:
     """The tracking URI; the default is absolute, so that it means the same in every folder.
 
     `dvc exp run --temp` and `--queue` run in a copy below `.dvc/tmp`, which is deleted
-    afterwards: their runs belong into the store of the project that holds it.
+    afterwards: their runs belong in the store of the project that contains it.
     """
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
@@ -100,11 +106,11 @@ def create_run(
 
 
 def _artifact_location(uri: str, experiment: str) -> str | None:
-    """Beside the database, wherever the process stands; None: a server decides for itself."""
-    if not uri.startswith("sqlite:///"):
+    """Next to the database, whatever the working directory; None: a server decides for itself."""
+    database = database_path(uri)
+    if database is None:
         return None
-    database = Path(uri.removeprefix("sqlite:///")).resolve()
-    return (database.parent / "mlruns" / experiment).as_uri()
+    return (database.resolve().parent / "mlruns" / experiment).as_uri()
 
 
 def _user() -> str:

@@ -60,10 +60,17 @@ def add_adapter(
         layers: of a layer's class, the class that adapts it, where it is not peft's own.
 
     Raises:
-        LoradagError: the target modules are not in the model.
+        LoradagError: the target modules or the modules to save are not in the model.
     """
     from peft import get_peft_model
 
+    names = {name for name, _ in model.named_modules()}
+    for module in adapter.modules_to_save or []:
+        if not any(name == module or name.endswith(f".{module}") for name in names):
+            raise LoradagError(
+                f"adapter.modules_to_save names {module!r}, and the model has no such module. "
+                "Name one that it has, such as lm_head or embed_tokens, or set it to null."
+            )
     config = lora_config(adapter)
     config._register_custom_module(layers or {})
     try:

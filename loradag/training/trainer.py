@@ -12,6 +12,7 @@ from trl import SFTConfig, SFTTrainer
 
 from loradag.config.train import Train
 from loradag.data.rows import Row
+from loradag.models.precision import verify_dtype
 from loradag.training.guards import IGNORED, FiniteLoss, check_labels
 
 
@@ -91,3 +92,13 @@ def make_trainer(
         if name in started:
             parameter.data = started[name]
     return trainer
+
+
+def computed_dtype(trainer: SFTTrainer, dtype: torch.dtype) -> str:
+    """The name of `dtype`, after a check that every product of the training is computed in it.
+
+    Raises:
+        LoradagError: a parameter computes in another one.
+    """
+    precisions = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return verify_dtype(trainer.model, dtype, precisions.get(trainer.accelerator.mixed_precision))

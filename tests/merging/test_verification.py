@@ -13,6 +13,7 @@ from loradag.config.merge import Tolerance
 from loradag.config.problems import LoradagError
 from loradag.config.sections import Config
 from loradag.evaluation.parity import Parity
+from loradag.merging import verification
 from loradag.merging.low_rank import LowRank
 from loradag.merging.verification import _checks
 from loradag.models.loading import load_base
@@ -144,3 +145,14 @@ def test_perplexity_may_fall_as_far_as_it_will(after: float, holds: bool) -> Non
     )  # fmt: skip
     checks = _checks(parity, Tolerance(kl=0.5, perplexity=0.25, rounding=0.001))
     assert all(check.value <= check.at_most for check in checks) == holds
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16"])
+def test_the_report_states_the_dtype_that_computed(
+    adapted: Paths, config: Config, monkeypatch: pytest.MonkeyPatch, stored: str
+) -> None:
+    """Of the loaded model, whatever the weights are stored in and `auto` is on this machine."""
+    options = dataclasses.replace(config.merge, dtype=stored)
+    assert merge(adapted, options)["dtype"] == "float32"
+    monkeypatch.setattr(verification, "comparison_dtype", lambda folder: torch.bfloat16)
+    assert merge(adapted, options)["dtype"] == "bfloat16"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from loradag.compat.dvc import run_cache_key
 from loradag.config.composition import compose, plain, write_params
 from loradag.planning.pipeline import Pipeline, StageStatus
 
@@ -19,7 +20,7 @@ def test_keys_and_hashes_are_dvcs(
     from dvc.repo import Repo
     from dvc.stage.cache import _get_stage_hash
 
-    for name in ("dvc.yaml", ".dvcignore", "conf", "stages"):
+    for name in ("dvc.yaml", ".dvcignore", "conf", "loradag", "stages"):
         source, target = ROOT / name, tmp_path / name
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
     composed = compose(overrides)
@@ -46,9 +47,7 @@ def test_keys_and_hashes_are_dvcs(
         }
         assert {dep: pipeline._hash(dep, {}) for dep in stage.deps} == hashes
         if stage.cacheable:
-            from loradag.planning.pipeline import run_cache_key
-
-            ours = run_cache_key(stage, [hashes[dep] for dep in stage.deps], params)
+            ours = run_cache_key(pipeline.inputs(stage, params, {}))
             assert ours == _get_stage_hash(theirs), stage.name
             compared += 1
     assert compared >= 7

@@ -19,7 +19,7 @@ def test_the_plan_is_what_then_runs(toy: Toy) -> None:
     _, said = toy.run("stages.plan", "-m", "adapter.r=4,8,16", "quantize=nf4,int8")
     assert "10 stage runs of 30: train 2, evaluate 2, report 6." in said
     _, said = toy.run("stages.plan", "adapter.r=8", "quantize=int8")
-    assert "1 stage runs of 5: report 1." in said
+    assert "3 stage runs of 7: merge 1, export 1, report 1." in said
 
 
 def test_a_broken_rule_and_an_unknown_key_are_told(toy: Toy) -> None:

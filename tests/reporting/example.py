@@ -134,10 +134,18 @@ def _written() -> dict[str, dict[str, Any]]:
             "device": "cpu",
             "checkpoint_key": "k" * 64,
         },
+        "baseline": {
+            "base": {"perplexity": 38.1, "nll": 3.640, "bits_per_byte": 1.21, "tokens": 8496},
+            "quantized": {"perplexity": 40.7, "nll": 3.706, "bits_per_byte": 1.23, "tokens": 8496},
+            "dtype": "float32",
+            "seconds": 42.0,
+        },
         "evaluate": {
             "base": {"perplexity": 38.1, "nll": 3.640, "bits_per_byte": 1.21, "tokens": 8496},
             "quantized": {"perplexity": 40.7, "nll": 3.706, "bits_per_byte": 1.23, "tokens": 8496},
             "adapter": {"perplexity": 19.8, "nll": 2.986, "bits_per_byte": 0.99, "tokens": 8496},
+            "dtype": "float32",
+            "ended_fraction": 1.0,
             "samples": [
                 {
                     "prompt": "Quote: Imagination is",
@@ -151,6 +159,7 @@ def _written() -> dict[str, dict[str, Any]]:
             "base": "original",
             "max_abs_logit_diff": 0.91,
             "mean_kl": 0.0121,
+            "dtype": "float32",
             "rounding_kl": 1.2e-5,
             "perplexity_before": 19.8,
             "perplexity_after": 19.61,

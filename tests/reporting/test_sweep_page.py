@@ -65,13 +65,13 @@ def test_a_quant_type_has_one_colour_on_the_page() -> None:
 
 def test_stages_that_no_job_ran_are_named() -> None:
     page = sweep_page("a sweep", grid(), KEYS, "promote")
-    assert "did not run: fetch, prepare, merge, export" in page
+    assert "not run: fetch, prepare, baseline, merge, export" in page
 
 
 def test_forgetting_and_task_scores_are_shown_where_evaluate_has_them() -> None:
     jobs = grid()
     jobs[0].reports["evaluate"]["general"] = {"adapter": {"perplexity": 45.25}}
-    jobs[0].reports["evaluate"]["tasks"] = {"local": {"adapter": {"acc": 0.625}}}
+    jobs[0].reports["evaluate"]["tasks"] = {"adapter": {"local": {"acc": 0.625}}}
     page = sweep_page("a sweep", jobs, KEYS, "promote")
     for text in ("on general text", "45.25", "local: acc", "0.625"):
         assert text in page

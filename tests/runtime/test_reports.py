@@ -110,7 +110,3 @@ def test_run_stage_writes_no_report_with_an_unknown_key(
     with pytest.raises(SystemExit, match=r"(?s)fetch: .*paramters: Extra inputs"):
         run_stage(fetch)
     assert not Paths(tmp_path).report("fetch").exists()
-
-
-def test_the_committed_reports_are_readable() -> None:
-    assert set(read_reports(ROOT / "reports")) == set(FIXED)

@@ -78,6 +78,8 @@ def toy(tmp_path: Path, store: str) -> Toy:
     (root / ".dvcignore").write_text("__pycache__\n")
     (root / "dvc.yaml").write_text(pipeline.PIPELINE)
     (root / "toy.py").write_text(Path(pipeline.__file__).read_text())
+    (root / "rows.txt").write_text(pipeline.ROWS)
+    (root / "method.py").write_text(pipeline.METHOD)
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),

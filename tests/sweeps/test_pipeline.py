@@ -50,8 +50,8 @@ def counted(tmp_path: Path) -> Counted:
 
 def cold(jobs: int, quants: int) -> dict[str, int]:
     once = dict.fromkeys(("fetch", "prepare"), 1)
-    each = dict.fromkeys(("train", "evaluate", "merge", "export", "report"), jobs)
-    return once | {"quantize": quants} | each
+    each = dict.fromkeys(("train", "evaluate", "report"), jobs)
+    return once | dict.fromkeys(("quantize", "baseline"), quants) | each
 
 
 def test_two_by_two_in_parallel_and_warm(counted: Counted) -> None:
@@ -66,7 +66,16 @@ def test_two_by_two_in_parallel_and_warm(counted: Counted) -> None:
     assert len(children) == 4
     for child in children:
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert child.data.metrics.keys() >= {"evaluate.adapter.perplexity", "merge.mean_kl"}
+        assert "evaluate.adapter.perplexity" in child.data.metrics
+        assert child.data.tags["stage.merge"] == "not run"
+    perplexities = {child.data.metrics["evaluate.adapter.perplexity"] for child in children}
+    assert len(perplexities) == 4
+
+    counted.sweep("adapter.r=4", "quantize=nf4", "sweep.until=export")
+    assert counted.ran() == {"merge": 1, "export": 1, "report": 1}
+    newest = counted.runs()[0]
+    assert "merge.mean_kl" in newest.data.metrics
+    assert newest.data.tags["stage.merge"] == "ran"
 
 
 @pytest.mark.slow

@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 
+from loradag.compat.dvc import cache_folder
 from loradag.config.composition import compose, plain
 from loradag.config.problems import LoradagError
 from loradag.config.validation import load_config
-from loradag.sweeps.workspaces import cache_folder, make_workspace, take_snapshot
+from loradag.sweeps.workspaces import make_workspace, take_snapshot
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,11 +40,13 @@ def test_an_edit_makes_another_sweep(tmp_path: Path) -> None:
 
 def test_paths_of_users_rows_mean_the_same_in_a_workspace(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
+    (tmp_path / "source/dvc.yaml").write_text("stages: {evaluate: {cmd: x}}")
     (tmp_path / "rows.jsonl").write_text("{}")
-    params = {"prepare": {"path": "rows.jsonl"}}
+    sweep = {"sweep": {"until": "evaluate"}}
+    params = {"inputs": {"rows": "rows.jsonl"}} | sweep
     make_workspace(tmp_path / "w", tmp_path / "source", tmp_path, tmp_path / "cache", params)
     assert (tmp_path / "w/rows.jsonl").resolve() == tmp_path / "rows.jsonl"
-    outside = {"prepare": {"path": "../rows.jsonl"}}
+    outside = {"inputs": {"rows": "../rows.jsonl"}} | sweep
     with pytest.raises(LoradagError, match="absolute path"):
         make_workspace(tmp_path / "w", tmp_path / "source", tmp_path, tmp_path / "cache", outside)
 
