@@ -18,6 +18,7 @@ from loradag.export.reference import GGUF
 from loradag.models.pinning import sha256
 from loradag.models.tokenizer import load_tokenizer
 from loradag.runtime import Paths
+from loradag.runtime.report_keys import ExportedFile
 
 
 def listed(options: str | list[str]) -> list[str]:
@@ -80,7 +81,7 @@ def describe(
         )
 
 
-def list_files(folder: Path) -> list[dict[str, Any]]:
+def list_files(folder: Path) -> list[ExportedFile]:
     """Every exported file: format, path below the export's folder, bytes, sha256."""
     return [
         {

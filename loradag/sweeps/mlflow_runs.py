@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from loradag.comparison.job_records import JOB, JobRecord, SweepRecord
 from loradag.config.problems import LoradagError
 from loradag.planning.grid import without_unstaged
-from loradag.sweeps.job_records import JOB, JobRecord, SweepRecord
 from loradag.tracking.store import create_run, open_store, reason, shown_uri, store_uri
 
 SWEEP_TAG = "sweep.key"  # on the parent

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from loradag.config.problems import LoradagError
 from loradag.runtime import Paths
+from loradag.runtime.report_keys import Reports
 from loradag.tracking.datasets import dataset_inputs
 from loradag.tracking.flattening import flat_metrics
 from loradag.tracking.live import close_run, log_points, open_run, without_logged
@@ -29,7 +30,7 @@ def publish(
     paths: Paths,
     name: str,
     params: Mapping[str, str],
-    reports: Mapping[str, dict[str, Any]],
+    reports: Reports,
     curves: Mapping[int, Mapping[str, float]],
     tags: Mapping[str, str],
     register_as: str | None = None,
@@ -52,7 +53,7 @@ def publish(
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    key = reports.get("train", {}).get("checkpoint_key", "")
+    key = reports["train"]["checkpoint_key"] if "train" in reports else ""
     try:
         content = _digest([params, reports])
         client, run_id = open_run(paths, key, name, content)
@@ -85,7 +86,7 @@ def _log(
     run_id: str,
     name: str,
     params: Mapping[str, str],
-    reports: Mapping[str, dict[str, Any]],
+    reports: Reports,
     curves: Mapping[int, Mapping[str, float]],
     tags: Mapping[str, str],
 ) -> str:
