@@ -16,6 +16,10 @@ from loradag.runtime.atomic import write_json
 from loradag.runtime.environment import configure
 from loradag.runtime.paths import Paths
 
+# The stages before which the base is checked against the adapter, the quantisation and the exports:
+# the first that has a base, and the one that costs hours.
+CHECKED = ("prepare", "train")
+
 
 def run_stage(function: Callable[..., dict[str, Any] | None]) -> None:
     """Run `function` as the stage of its name, in the working directory.
@@ -31,6 +35,10 @@ def run_stage(function: Callable[..., dict[str, Any] | None]) -> None:
     try:
         config = load_config(paths.params)
         configure(config.runtime)
+        if name in CHECKED:
+            from loradag.export.feasibility import check_feasible
+
+            check_feasible(paths, config)
         started = time.perf_counter()
         report = function(paths, **sections(function, config))
         if report is not None:
