@@ -17,6 +17,10 @@ from loradag.runtime.environment import configure
 from loradag.runtime.paths import Paths
 from loradag.runtime.report_files import check_report
 
+# The stages before which the base is checked against the adapter, the quantisation and the exports:
+# the first that has a base, and the one that costs hours.
+CHECKED = ("prepare", "train")
+
 
 def run_stage(function: Callable[..., Mapping[str, Any] | None]) -> None:
     """Run `function` as the stage of its name, in the working directory.
@@ -32,6 +36,10 @@ def run_stage(function: Callable[..., Mapping[str, Any] | None]) -> None:
     try:
         config = load_config(paths.params)
         configure(config.runtime)
+        if name in CHECKED:
+            from loradag.export.feasibility import check_feasible
+
+            check_feasible(paths, config)
         started = time.perf_counter()
         report = function(paths, **sections(function, config))
         if report is not None:
