@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from loradag.config.inputs import INPUT_KEYS, derive_inputs
+from loradag.config.inputs import derive_inputs
 from loradag.config.model import Model
 from loradag.config.prepare import Prepare
 from loradag.config.problems import Problem
@@ -129,6 +129,19 @@ def _train_rules(config: Config) -> Iterable[Problem]:
             "training would log another loss",
             "Change one of them.",
         )  # fmt: skip
+    if train.early_stopping.patience is not None and train.eval_steps is None:
+        yield Problem(
+            "train.early_stopping.patience", train.early_stopping.patience,
+            "counts evaluations, and train.eval_steps = None makes none before the last step",
+            "Set train.eval_steps.",
+        )  # fmt: skip
+    if train.keep == "best" and train.checkpoint_steps != train.eval_steps:
+        yield Problem(
+            "train.keep", "best",
+            f"needs a checkpoint of each evaluation, and train.checkpoint_steps = "
+            f"{train.checkpoint_steps} is not train.eval_steps = {train.eval_steps}",
+            "Set both to the same number.",
+        )  # fmt: skip
     if train.packing and train.packing_tokens < config.prepare.max_tokens:
         yield Problem(
             "train.packing_tokens", train.packing_tokens,
@@ -141,10 +154,8 @@ def _train_rules(config: Config) -> Iterable[Problem]:
 def _inputs_rules(config: Config) -> Iterable[Problem]:
     for name, path in derive_inputs(config).items():
         if Path(path).resolve() == Path().resolve():
-            key = INPUT_KEYS[name]
-            section, _, option = key.partition(".")
             yield Problem(
-                key, getattr(getattr(config, section), option),
+                f"inputs.{name}", path,
                 "makes the whole project an input of the pipeline, whose outputs change it",
                 "Put the files into a folder of their own and name that.",
             )  # fmt: skip

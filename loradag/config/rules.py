@@ -82,7 +82,7 @@ def format_string() -> Any:
 
 
 def module_names(*, pattern: bool) -> Any:
-    """Names of modules; with `pattern` also one regular expression, as peft's "all-linear" is."""
+    """Names of modules; with `pattern`, also one regular expression, or "all-linear"."""
 
     def holds(value: Any) -> bool:
         if isinstance(value, str):

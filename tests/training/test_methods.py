@@ -8,7 +8,7 @@ import pytest
 
 from loradag.checkpoints.safetensors_reader import read_entries
 from loradag.models.pinning import sha256
-from loradag.training.guards import FiniteLoss
+from loradag.training.guards import Guards
 from tests.conftest import run_stages
 
 METHODS = {
@@ -30,7 +30,7 @@ def test_stopped_and_resumed_it_ends_in_the_same_bytes(project, monkeypatch, met
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(FiniteLoss, "on_log", stop)
+        patched.setattr(Guards, "on_log", stop)
         with pytest.raises(KeyboardInterrupt):
             run_stages(paths, config, "train")
     assert not paths.adapter.exists()
