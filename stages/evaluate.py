@@ -15,7 +15,7 @@ def evaluate(paths: Paths, evaluate: Evaluate) -> dict[str, Any]:
     from loradag.data.rows import read_rows
     from loradag.data.token_contract import read_contract, verify_tokenizer
     from loradag.evaluation.held_out import HeldOut
-    from loradag.evaluation.tasks import score_tasks
+    from loradag.evaluation.measures import compare, measure
     from loradag.models.device import compute_dtype
     from loradag.models.loading import load_quantized, load_tuned
     from loradag.models.precision import verify_dtype
@@ -29,21 +29,17 @@ def evaluate(paths: Paths, evaluate: Evaluate) -> dict[str, Any]:
     dtype = compute_dtype(evaluate.dtype)
 
     model = load_tuned(paths, load_quantized(paths, dtype))
-    adapter, samples = held_out.measure(model), held_out.sample(model)
+    adapter, samples = measure(model, held_out, evaluate), held_out.sample(model)
     compared = zip(held_out.prompts, baseline["samples"], samples, strict=True)
-    tasks = score_tasks(model, tokenizer, evaluate)
     ended = [sample["ended"] for sample in samples]
     return {
-        "base": baseline["base"],
-        "quantized": baseline["quantized"],
-        "adapter": adapter,
-        "dtype": verify_dtype(model, dtype),
-        "tasks": {**baseline["tasks"], "adapter": tasks} if tasks else {},
+        **compare({**baseline["models"], "adapter": adapter}),
         "samples": [
             {"prompt": prompt, "base": before["text"], "adapter": after["text"]}
             for prompt, before, after in compared
         ],
         **({"ended_fraction": sum(ended) / len(ended)} if ended else {}),
+        "dtype": verify_dtype(model, dtype),
     }
 
 

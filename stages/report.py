@@ -63,7 +63,8 @@ def report(
     if "export" in reports:
         reports["export"] = sized(reports["export"])
     ran = stages_ran(paths, present) | dict.fromkeys(s for s in STAGES if s not in present)
-    name, flat, curves = run_name(params), flat_params(params), read_curves(paths.loss)
+    name, flat = run_name(params), flat_params(params)
+    curves = read_curves(paths.loss, paths.eval_loss)
     tags, changed = source_tags(paths.root), changed_params(paths.root, params)
 
     with replacing(paths.page) as page:

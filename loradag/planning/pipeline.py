@@ -141,7 +141,7 @@ class Pipeline:
         ]
         inputs: dict[str, Any] = {"cmd": stage.cmd, "deps": deps, "outs": sorted(stage.outs)}
         if stage.params:
-            values = {name: params.get(name) for name in sorted(stage.params)}
+            values = {name: _select(params, name) for name in sorted(stage.params)}
             inputs["params"] = {"params.yaml": values}
         return inputs
 

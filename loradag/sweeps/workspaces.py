@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from loradag.compat import dvc
 from loradag.config.composition import write_params
+from loradag.config.inputs import INPUT_KEYS
 from loradag.config.problems import LoradagError
 from loradag.planning.pipeline import out_paths, truncate
 
@@ -111,9 +112,7 @@ def _link_inputs(folder: Path, project: Path, params: dict[str, Any]) -> None:
 
     A symbolic link: DVC hashes what it points to, under the path that `dvc.yaml` names.
     """
-    for key, name in (
-        ("model.path", "model"), ("prepare.path", "rows"), ("evaluate.tasks_path", "tasks"),
-    ):  # fmt: skip
+    for name, key in INPUT_KEYS.items():
         path = Path(params.get("inputs", {}).get(name, ""))
         link = folder / path
         if path.is_absolute():

@@ -43,7 +43,7 @@ def counted(tmp_path: Path) -> Counted:
 
 
 def cold(jobs: int, quants: int) -> dict[str, int]:
-    once = dict.fromkeys(("fetch", "prepare"), 1)
+    once = dict.fromkeys(("fetch", "source", "prepare"), 1)
     each = dict.fromkeys(("train", "evaluate", "report"), jobs)
     return once | dict.fromkeys(("quantize", "baseline"), quants) | each
 
