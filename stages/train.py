@@ -7,16 +7,16 @@ checkpoint and ends in the same bytes.
 
 import time
 from dataclasses import asdict
-from typing import Any
 
 from loradag.config.adapter import Adapter
 from loradag.config.train import Train
 from loradag.models.device import compute_dtype, device
 from loradag.runtime import Paths, peak_memory_bytes, replacing, run_stage
+from loradag.runtime.report_keys import TrainReport
 from loradag.training.naming import method_name
 
 
-def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> dict[str, Any]:
+def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> TrainReport:
     from loradag.data.rows import read_rows
     from loradag.data.token_contract import read_contract, verify_tokenizer
     from loradag.models.tokenizer import load_tokenizer
@@ -29,7 +29,8 @@ def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> dict[str, 
     tokenizer = load_tokenizer(paths.base)
     verify_tokenizer(tokenizer, read_contract(paths.contract))
     dtype = compute_dtype(train.dtype)
-    key = training_key(paths, [asdict(adapter), asdict(train), seed, str(dtype), device()])
+    options = [asdict(adapter), asdict(train), seed, str(dtype), device()]
+    key = training_key(paths, options, adapter.start)
     with checkpoint_folder(paths, key) as checkpoints:
         trainable = load_trainable(paths, adapter, train, seed, dtype, checkpoints)
         trainer = make_trainer(
