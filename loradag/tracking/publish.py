@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from loradag.config.problems import LoradagError
 from loradag.runtime import Paths
+from loradag.runtime.report_keys import Reports
+from loradag.tracking.datasets import dataset_inputs
 from loradag.tracking.flattening import flat_metrics
 from loradag.tracking.live import close_run, log_points, open_run, without_logged
 from loradag.tracking.registry import (
@@ -33,7 +35,7 @@ def publish(
     paths: Paths,
     name: str,
     params: Mapping[str, str],
-    reports: Mapping[str, dict[str, Any]],
+    reports: Reports,
     curves: Mapping[int, Mapping[str, float]],
     tags: Mapping[str, str],
     register_as: str | None = None,
@@ -57,7 +59,7 @@ def publish(
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    key = reports.get("train", {}).get("checkpoint_key", "")
+    key = reports["train"]["checkpoint_key"] if "train" in reports else ""
     try:
         content = _digest([params, reports])
         client, run_id = open_run(paths, key, name, content)
@@ -90,7 +92,7 @@ def _log(
     run_id: str,
     name: str,
     params: Mapping[str, str],
-    reports: Mapping[str, dict[str, Any]],
+    reports: Reports,
     curves: Mapping[int, Mapping[str, float]],
     tags: Mapping[str, str],
 ) -> str:
@@ -112,6 +114,7 @@ def _log(
             if not (key.startswith("stage.") and run.data.tags.get(key) == "ran")
         ],
     )
+    client.log_inputs(run_id, dataset_inputs(params, reports, tags.get("data")))
     if "mlflow.parentRunId" not in run.data.tags:  # a sweep has named its children itself
         client.update_run(run_id, name=name)
     log_points(client, run_id, without_logged(client, run_id, curves))

@@ -64,6 +64,8 @@ def add_adapter(
     """
     from peft import get_peft_model
 
+    from loradag.compat.peft import register_layers
+
     names = {name for name, _ in model.named_modules()}
     for module in adapter.modules_to_save or []:
         if not any(name == module or name.endswith(f".{module}") for name in names):
@@ -72,7 +74,7 @@ def add_adapter(
                 "Name one that it has, such as lm_head or embed_tokens, or set it to null."
             )
     config = lora_config(adapter)
-    config._register_custom_module(layers or {})
+    register_layers(config, layers or {})
     try:
         tuned = get_peft_model(model, config)
     except ValueError as error:

@@ -12,6 +12,7 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
+from loradag.compat.trl import keep_trained_parameters
 from loradag.config.problems import LoradagError
 from loradag.config.train import Train
 from loradag.data.rows import Rows
@@ -154,7 +155,7 @@ def make_trainer(
         )
     data = first_rows(labelled(rows, train.loss, checkpoints / "rows.arrow"), train.max_rows)
     check_labels(label_batches(data), train.loss, tokenizer.eos_token_id)
-    started = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    restore = keep_trained_parameters(model)
     stopping = train.early_stopping
     trainer = Trainer(
         model=model,
@@ -204,11 +205,7 @@ def make_trainer(
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LossBar())
-    # trl rounds what trains on a quantized base to bfloat16: slow on a CPU without it, and lossy
-    # for a start that was computed.
-    for name, parameter in model.named_parameters():
-        if name in started:
-            parameter.data = started[name]
+    restore()
     if train.packing and len(rows) > 1:
         first, second = (row.input_ids[: train.packing_tokens // 2] for row in rows[:2])
         verify_packing(model, trainer.data_collator, first, second)
