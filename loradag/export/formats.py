@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from loradag.checkpoints.model_files import PIN
 from loradag.config.export import Export
 from loradag.data.templates import render_prompt
 from loradag.data.token_contract import read_contract
@@ -14,9 +15,10 @@ from loradag.export.folders import base_quantization, write_adapter, write_safet
 from loradag.export.gguf_format import write_gguf
 from loradag.export.modelfile import write_modelfile
 from loradag.export.reference import GGUF
-from loradag.models.pinning import PIN, sha256
+from loradag.models.pinning import sha256
 from loradag.models.tokenizer import load_tokenizer
 from loradag.runtime import Paths
+from loradag.runtime.report_keys import ExportedFile
 
 
 def listed(options: str | list[str]) -> list[str]:
@@ -79,7 +81,7 @@ def describe(
         )
 
 
-def list_files(folder: Path) -> list[dict[str, Any]]:
+def list_files(folder: Path) -> list[ExportedFile]:
     """Every exported file: format, path below the export's folder, bytes, sha256."""
     return [
         {

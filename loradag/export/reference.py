@@ -22,7 +22,7 @@ from loradag.export.measurement import Inputs, Measurement
 from loradag.export.plain_transformers import answer, write_logits
 from loradag.models.loading import is_quantized, load_model, load_quantized, load_tuned
 from loradag.models.tokenizer import load_tokenizer
-from loradag.quantization.lattice import read_grid
+from loradag.quantization.lattice import read_lattice
 from loradag.runtime import Paths
 
 GGUF = "gguf_"
@@ -78,7 +78,7 @@ def compute_reference(
     if rounds_activations:
         plain = scratch / "plain"
         write_logits(model, inputs.rows, plain)
-    lattice = read_grid(paths.merged)
+    lattice = read_lattice(paths.merged)
     expected, is_rounded = {}, False
     # Types that store the weights as they are come first: they need no other model.
     for name in sorted(formats, key=lambda name: not is_exact(paths.merged, _type(name))):

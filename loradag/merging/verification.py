@@ -15,9 +15,9 @@ from __future__ import annotations
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from loradag.checkpoints.streaming_writer import DTYPES, FLOATS, entries
+from loradag.checkpoints.safetensors_reader import DTYPES, FLOATS, read_entries
 from loradag.config.merge import Merge, Tolerance
 from loradag.config.problems import LoradagError
 from loradag.data.rows import read_rows
@@ -43,6 +43,7 @@ from loradag.models.loading import (
 from loradag.models.precision import verify_dtype
 from loradag.models.tokenizer import load_tokenizer
 from loradag.runtime import Paths
+from loradag.runtime.report_keys import MergeChecks
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,7 @@ ROUNDING_ROWS = 4  # wrong arithmetic shows on every token
 PROMPTS = 4  # of rows, for greedy text
 
 
-def verify_merge(paths: Paths, merged: Path, merge: Merge) -> dict[str, Any]:
+def verify_merge(paths: Paths, merged: Path, merge: Merge) -> MergeChecks:
     """Compare the model in the folder `merged` with the trained one; return the report's numbers.
 
     Raises:
@@ -94,7 +95,7 @@ def verify_merge(paths: Paths, merged: Path, merge: Merge) -> dict[str, Any]:
             checks = _exact_checks(exact, merge.tolerance, name, error, bound) + checks
             report |= {"rounding_kl": exact.mean_kl, "largest_layer_error": error}
     _verify(checks, parity, merge)
-    return {**report, "passed": True}
+    return cast(MergeChecks, {**report, "passed": True})
 
 
 def _check_use(parity: Parity, vocabulary: int) -> None:
@@ -123,7 +124,7 @@ def _unmerged(paths: Paths, base: str, dtype: torch.dtype) -> Any:
 def _stored_dtypes(folder: Path) -> list[torch.dtype]:
     import torch
 
-    stored = {entry.dtype for entry in entries(folder).values()} & set(FLOATS)
+    stored = {entry.dtype for entry in read_entries(folder).values()} & set(FLOATS)
     return [getattr(torch, DTYPES[name][0]) for name in sorted(stored)]
 
 

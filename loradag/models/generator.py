@@ -67,7 +67,7 @@ class TextGenerator:
         needed = {"tuned": paths.adapter, "merged": paths.merged, "quantized": paths.quantized}
         for folder in (paths.contract, needed.get(model, paths.base)):
             if not folder.exists():
-                raise LoradagError(f"{folder} does not exist. Run `dvc repro` first.")
+                raise LoradagError(f"{folder} is missing. Run `dvc repro` first.")
         self.template = read_contract(paths.contract).template
         self.tokenizer = load_tokenizer(paths.base)
         self.pipe = pipeline("text-generation", model=load[model](), tokenizer=self.tokenizer)

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from loradag.compat import dvc
 from loradag.config.composition import write_params
+from loradag.config.inputs import INPUT_KEYS
 from loradag.config.problems import LoradagError
 from loradag.planning.pipeline import out_paths, truncate
 
@@ -111,16 +112,14 @@ def _link_inputs(folder: Path, project: Path, params: dict[str, Any]) -> None:
 
     A symbolic link: DVC hashes what it points to, under the path that `dvc.yaml` names.
     """
-    for key, name in (
-        ("model.path", "model"), ("prepare.path", "rows"), ("evaluate.tasks_path", "tasks"),
-    ):  # fmt: skip
+    for name, key in INPUT_KEYS.items():
         path = Path(params.get("inputs", {}).get(name, ""))
         link = folder / path
         if path.is_absolute():
             continue
         if not Path(os.path.normpath(link)).is_relative_to(folder):
             raise LoradagError(
-                f"{key} = {str(path)!r}: lies outside the project, so it means another "
+                f"{key} = {str(path)!r}: is outside of the project, so it means another "
                 "place in each job's workspace. Give it as an absolute path."
             )
         if (project / path).exists() and not link.exists():
