@@ -148,7 +148,9 @@ def _conclude(folder: Path, code: Any) -> Any:
         console.print(f"[red]#{job.number} {job.name} failed:[/red]", escape(str(job.failure)))
     console.print(f"Page: {page.name}; records: {folder.relative_to(sweep.project)}")
     if best := winner(jobs):
-        console.print("Promote the best job (merge and export run; the rest is in the cache):")
+        complete = any(stage["name"] == "export" for stage in best.stages)
+        runs = "only the report runs" if complete else "merge, export and report run"
+        console.print(f"Promote the best job ({runs}; the rest is in the cache):")
         console.print(f"  {promote_command(best)}", markup=False)
     if code == 130:
         console.print("Stopped. The same command continues: what has run is in the cache.")
