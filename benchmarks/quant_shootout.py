@@ -18,22 +18,34 @@ import time
 from pathlib import Path
 from typing import Any
 
+from loradag.comparison.ranking import pareto
 from loradag.config.composition import compose, plain
 from loradag.config.sections import Config, Runtime
 from loradag.config.validation import load_config, validate
+from loradag.reporting.charts import MAIN, Chart, Scale, scale, standalone
 from loradag.runtime import Paths
 from loradag.runtime.environment import configure
 
-# An option of `quantize=`, and what is set beside it.
-SCHEMES = (
-    "none", "int8", "dynamic_w8a8",
-    "static_w8a8", "static_w8a8 activation_granularity=tensor activation_zero_point=true",
-    "static_w8a8 activation_granularity=tensor observer=percentile",
-    "nf4", "fp4",
-    "symmetric", "symmetric_4", "symmetric_4 granularity=channel", "symmetric_4 granularity=tensor",
-    "symmetric_3", "symmetric_2",
-    "asymmetric", "asymmetric_4", "asymmetric_3", "asymmetric_2",
-)  # fmt: skip
+GROUPS = " granularity=group group_size=64"  # a scale for each 64 weights, as nf4 has
+# Options of `quantize=` with their overrides, by the name in the table.
+SCHEMES = {
+    **{name: name for name in ("none", "int8", "dynamic_w8a8", "static_w8a8")},
+    **{
+        f"static_w8a8 {overrides}": f"static_w8a8 {overrides}"
+        for overrides in (
+            "activation_granularity=tensor activation_zero_point=true",
+            "activation_granularity=tensor observer=percentile",
+        )
+    },
+    **{name: name for name in ("nf4", "fp4", "symmetric")},
+    "symmetric bits=4": "symmetric bits=4" + GROUPS,
+    "symmetric bits=4 granularity=channel": "symmetric bits=4 granularity=channel",
+    "symmetric bits=4 granularity=tensor": "symmetric bits=4 granularity=tensor",
+    "symmetric bits=3": "symmetric bits=3" + GROUPS,
+    "symmetric bits=2": "symmetric bits=2" + GROUPS,
+    "asymmetric": "asymmetric",
+    **{f"asymmetric bits={bits}": f"asymmetric bits={bits}{GROUPS}" for bits in (4, 3, 2)},
+}
 ROWS = 112  # held out, about 4,000 tokens
 FOLDS = 14  # of them; their spread is the noise of a difference
 RUINED = 1000  # perplexity
@@ -41,8 +53,9 @@ REPEATS = 5  # of the timed forward pass; the fastest counts
 
 
 def quantize_config(scheme: str) -> Config:
-    option, *beside = scheme.split()
-    return validate(plain(compose([f"quantize={option}", *(f"quantize.{it}" for it in beside)])))
+    option, *overrides = scheme.split()
+    changes = [f"quantize.{override}" for override in overrides]
+    return validate(plain(compose([f"quantize={option}", *changes])))
 
 
 def score_folds(model: Any, rows: list[Any], config: Config) -> list[tuple[float, int]]:
@@ -92,8 +105,8 @@ def run(paths: Paths, config: Config) -> list[dict[str, Any]]:
     ids = torch.tensor([[id for row in rows[:20] for id in row.input_ids][:256]])
     base_folds = score_folds(base, rows, config)
     results = []
-    for name in SCHEMES:
-        report = quantize(paths, quantize_config(name).quantize)
+    for name, scheme in SCHEMES.items():
+        report = quantize(paths, quantize_config(scheme).quantize)
         started = time.perf_counter()
         model = load_quantized(paths, torch.float32)
         loading = time.perf_counter() - started
@@ -148,41 +161,29 @@ def table(results: list[dict[str, Any]]) -> str:
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Perplexity over bits a weight, with the schemes that none beats in both.
 
-    Those that ruin the model are named, not drawn: they would press the others together.
+    Those that ruin the model are named in its description, not drawn: they would press the others
+    together.
     """
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "loradag"  # the same ids in every run
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5))
     shown = [result for result in results if result["perplexity"] < RUINED]
-    best = math.inf
-    front = []
-    for result in sorted(shown, key=lambda each: (each["bits"], each["perplexity"])):
-        if result["perplexity"] < best:
-            best = result["perplexity"]
-            front.append(result)
-    axes.plot([r["bits"] for r in front], [r["perplexity"] for r in front], color="0.7", zorder=0)
-    axes.set(xlabel="bits a weight, scales included", ylabel="perplexity", yscale="log")
-    axes.set_xlim(right=18)  # room for the last label
-    ruined = ", ".join(r["scheme"] for r in results if r not in shown)
-    axes.set_title(f"Over {RUINED:,}: {ruined}", fontsize=6, color="0.4")
-    figure.tight_layout()
-    label_bits, label_height = 0.0, -math.inf
-    for result in sorted(shown, key=lambda each: (round(each["bits"]), each["perplexity"])):
-        bits, perplexity = result["bits"], result["perplexity"]
-        axes.scatter(bits, perplexity, s=18, color="tab:blue")
-        own = height = axes.transData.transform((bits, perplexity))[1] * 72 / figure.dpi
-        if round(bits) == label_bits:  # points above each other: no label on another
-            height = max(own, label_height + 8)
-        axes.annotate(
-            result["scheme"], (bits, perplexity), fontsize=7,
-            xytext=(5, height - own), textcoords="offset points", va="center",
-        )  # fmt: skip
-        label_bits, label_height = round(bits), height
-    figure.savefig(path, metadata={"Date": None})
+    ruined = ", ".join(result["scheme"] for result in results if result not in shown)
+    chart = Chart(
+        Scale("bits a weight, scales included", 0, 20),  # room for the last label
+        scale("perplexity", [result["perplexity"] for result in shown], log=True),
+        height=420,
+    )
+    chart.line(pareto([(r["bits"], r["perplexity"]) for r in shown]), "front")
+    near: tuple[float, float] = (0, 0)  # bits and height of the label before
+    for result in sorted(shown, key=lambda each: (round(each["bits"] - 0.2), each["perplexity"])):
+        point = (result["bits"], result["perplexity"])
+        chart.dots([point], MAIN, [f"{result['scheme']}: {result['perplexity']:.4g}"])
+        own = chart.place(point)[1]
+        height = min(own, near[1] - 13) if abs(point[0] - near[0]) < 1 else own
+        name, *options = result["scheme"].split()
+        values = ", ".join(option.partition("=")[2] for option in options)
+        chart.label(point, f"{name} ({values})" if values else name, up=own - height)
+        near = (point[0], height)
+    picture = chart.svg(f"perplexity over bits a weight; over {RUINED:,}: {ruined}")
+    path.write_text(standalone(picture), encoding="utf-8")
 
 
 def main() -> None:

@@ -5,17 +5,18 @@ and `artifacts/baseline.json`; writes nothing but its report.
 """
 
 import json
-from typing import Any
+from typing import cast
 
 from loradag.config.evaluate import Evaluate
 from loradag.runtime import Paths, run_stage
+from loradag.runtime.report_keys import EvaluateReport, Sample
 
 
-def evaluate(paths: Paths, evaluate: Evaluate) -> dict[str, Any]:
+def evaluate(paths: Paths, evaluate: Evaluate) -> EvaluateReport:
     from loradag.data.rows import read_rows
     from loradag.data.token_contract import read_contract, verify_tokenizer
     from loradag.evaluation.held_out import HeldOut
-    from loradag.evaluation.tasks import score_tasks
+    from loradag.evaluation.measures import compare, measure
     from loradag.models.device import compute_dtype
     from loradag.models.loading import load_quantized, load_tuned
     from loradag.models.precision import verify_dtype
@@ -29,22 +30,19 @@ def evaluate(paths: Paths, evaluate: Evaluate) -> dict[str, Any]:
     dtype = compute_dtype(evaluate.dtype)
 
     model = load_tuned(paths, load_quantized(paths, dtype))
-    adapter, samples = held_out.measure(model), held_out.sample(model)
+    adapter, samples = measure(model, held_out, evaluate), held_out.sample(model)
     compared = zip(held_out.prompts, baseline["samples"], samples, strict=True)
-    tasks = score_tasks(model, tokenizer, evaluate)
     ended = [sample["ended"] for sample in samples]
-    return {
-        "base": baseline["base"],
-        "quantized": baseline["quantized"],
-        "adapter": adapter,
-        "dtype": verify_dtype(model, dtype),
-        "tasks": {**baseline["tasks"], "adapter": tasks} if tasks else {},
+    report = {
+        **compare({**baseline["models"], "adapter": adapter}),
         "samples": [
-            {"prompt": prompt, "base": before["text"], "adapter": after["text"]}
+            Sample(prompt=prompt, base=before["text"], adapter=after["text"])
             for prompt, before, after in compared
         ],
-        **({"ended_fraction": sum(ended) / len(ended)} if ended else {}),
+        "ended_fraction": sum(ended) / len(ended) if ended else None,
+        "dtype": verify_dtype(model, dtype),
     }
+    return cast(EvaluateReport, report)
 
 
 if __name__ == "__main__":

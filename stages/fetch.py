@@ -1,17 +1,17 @@
-"""Bring the base model in and pin it, once, whatever is swept after it.
+"""Fetch the base model and pin it, once, whatever is swept after it.
 
 Reads the source that `model` names; writes `artifacts/base`: tokenizer, configs, the pin of every
 weight file, and the weights where the source has no local copy of its own.
 """
 
-from typing import Any
-
 from loradag.config.model import Model
 from loradag.runtime import Paths, replacing, run_stage
+from loradag.runtime.report_keys import FetchReport
 
 
-def fetch(paths: Paths, model: Model) -> dict[str, Any]:
-    from loradag.checkpoints.headers import architecture, count_parameters
+def fetch(paths: Paths, model: Model) -> FetchReport:
+    from loradag.checkpoints.model_files import read_architecture
+    from loradag.checkpoints.safetensors_reader import count_parameters
     from loradag.models.base import fetch_base
     from loradag.models.pinning import weights_folder
 
@@ -21,7 +21,7 @@ def fetch(paths: Paths, model: Model) -> dict[str, Any]:
         "parameters": count_parameters(weights_folder(paths.base)),
         "bytes": sum(file["bytes"] for file in pin["weights"].values()),
         "revision": pin["revision"],
-        "architecture": architecture(paths.base),
+        "architecture": read_architecture(paths.base),
     }
 
 

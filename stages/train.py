@@ -1,27 +1,27 @@
 """Train the adapter on the frozen, quantized base; or every weight, where there is no adapter.
 
-Reads `data/prepared`, `artifacts/base` and `artifacts/quantized`; writes `artifacts/adapter` and
-`plots/loss.csv`. Stopped at any moment, it continues from its last checkpoint and ends in the same
-bytes.
+Reads `data/prepared`, `artifacts/base` and `artifacts/quantized`; writes `artifacts/adapter`,
+`plots/loss.csv` and `plots/eval_loss.csv`. Stopped at any moment, it continues from its last
+checkpoint and ends in the same bytes.
 """
 
 import time
 from dataclasses import asdict
-from typing import Any
 
 from loradag.config.adapter import Adapter
 from loradag.config.train import Train
 from loradag.models.device import compute_dtype, device
 from loradag.runtime import Paths, peak_memory_bytes, replacing, run_stage
+from loradag.runtime.report_keys import TrainReport
 from loradag.training.naming import method_name
 
 
-def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> dict[str, Any]:
+def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> TrainReport:
     from loradag.data.rows import read_rows
     from loradag.data.token_contract import read_contract, verify_tokenizer
     from loradag.models.tokenizer import load_tokenizer
     from loradag.tracking.live import live_callback
-    from loradag.training.curve import final_loss, write_curve
+    from loradag.training.curve import final_loss, loss_at, write_curves
     from loradag.training.method import load_trainable
     from loradag.training.resume import checkpoint_folder, last_checkpoint, step_of, training_key
     from loradag.training.trainer import computed_dtype, make_trainer
@@ -29,12 +29,14 @@ def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> dict[str, 
     tokenizer = load_tokenizer(paths.base)
     verify_tokenizer(tokenizer, read_contract(paths.contract))
     dtype = compute_dtype(train.dtype)
-    key = training_key(paths, [asdict(adapter), asdict(train), seed, str(dtype), device()])
+    options = [asdict(adapter), asdict(train), seed, str(dtype), device()]
+    key = training_key(paths, options, adapter.start)
     with checkpoint_folder(paths, key) as checkpoints:
         trainable = load_trainable(paths, adapter, train, seed, dtype, checkpoints)
         trainer = make_trainer(
-            trainable.model, tokenizer, read_rows(paths.prepared / "train.parquet"), train, seed,
-            dtype, checkpoints, [live_callback(paths, key)],
+            trainable.model, tokenizer, read_rows(paths.prepared / "train.parquet"),
+            read_rows(paths.prepared / "eval.parquet"), train, seed, dtype, checkpoints,
+            [live_callback(paths, key)],
         )  # fmt: skip
         checkpoint = last_checkpoint(checkpoints)
         started = time.perf_counter()
@@ -42,11 +44,12 @@ def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> dict[str, 
         seconds = time.perf_counter() - started
         with replacing(paths.adapter) as folder:
             trainable.save(folder)
-        write_curve(paths.loss, trainer.state.log_history)
+        write_curves(paths, trainer.state.log_history)
 
     resumed = step_of(checkpoint) if checkpoint else 0
     trained, total = trainable.count_parameters()
     state = trainer.state
+    kept = state.best_global_step if train.keep == "best" else state.global_step
     return {
         "method": method_name(adapter, train),
         "trainable_parameters": trained,
@@ -54,6 +57,9 @@ def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> dict[str, 
         "steps": state.global_step,
         "tokens": int(state.num_input_tokens_seen),
         "final_loss": final_loss(state.log_history),
+        "eval_loss": loss_at(state.log_history, kept),
+        "kept_step": kept,
+        "stopped_early": state.global_step < state.max_steps,
         "tokens_per_second": round(
             state.num_input_tokens_seen * (1 - resumed / state.global_step) / seconds, 3
         ),

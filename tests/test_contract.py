@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from loradag.config.sections import Config
+from loradag.runtime.report_files import report_type
 from tests.conftest import ROOT
 
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -110,6 +111,13 @@ def test_signature_params_and_sections_are_the_same(name: str) -> None:
     assert sorted(sections) == sorted({param.split(".")[0] for param in STAGES[name]["params"]})
     assert {f.name for f in dataclasses.fields(Config)} >= set(sections)
     assert not set(sections) & set(UNDECLARED)
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if name != "report"])
+def test_a_stage_returns_its_report(name: str) -> None:
+    function = getattr(importlib.import_module(f"stages.{name}"), name)
+    assert inspect.signature(function).return_annotation is report_type(name)
+    assert f"reports/{name}.json" in names(STAGES[name]["metrics"])
 
 
 @pytest.mark.parametrize("name", STAGES)

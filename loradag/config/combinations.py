@@ -1,5 +1,6 @@
 """Rules over more than one key."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,20 +22,41 @@ def check_combinations(config: Config) -> Iterable[Problem]:
     yield from _quantize_rules(config.quantize)
     yield from _method_rules(config)
     yield from _train_rules(config)
+    yield from _general_rules(config)
     yield from _inputs_rules(config)
-    whole = config.adapter.variant == "none" or config.train.method == "qat"
-    if whole and "adapter" in config.export.formats:
-        yield Problem(
-            "export.formats", config.export.formats,
-            f"cannot hold adapter, for adapter.variant = {config.adapter.variant} with "
-            f"train.method = {config.train.method} makes a whole model",
-            "Export safetensors or gguf.",
-        )  # fmt: skip
+    yield from _export_rules(config)
     if config.evaluate.stride >= config.evaluate.window:
         yield Problem(
             "evaluate.stride", config.evaluate.stride,
             f"must be below evaluate.window = {config.evaluate.window}, or tokens go unscored",
             "Lower evaluate.stride.",
+        )  # fmt: skip
+
+
+def _export_rules(config: Config) -> Iterable[Problem]:
+    if "adapter" not in config.export.formats:
+        return
+    adapter, quantize = config.adapter, config.quantize
+    if adapter.variant == "none" or config.train.method == "qat":
+        yield Problem(
+            "export.formats", config.export.formats,
+            f"cannot contain adapter, for adapter.variant = {adapter.variant} with "
+            f"train.method = {config.train.method} makes a full model",
+            "Export safetensors or gguf.",
+        )  # fmt: skip
+    if quantize.scheme not in ("none", "nf4", "fp4", "int8"):
+        yield Problem(
+            "export.formats", config.export.formats,
+            "cannot contain adapter, for who loads it with peft cannot quantise its base by "
+            f"quantize.scheme = {quantize.scheme}",
+            "Export safetensors or gguf with merge.base=dequantized, or take quantize=nf4.",
+        )  # fmt: skip
+    if quantize.scheme in ("nf4", "fp4") and quantize.block_size != 64:
+        yield Problem(
+            "export.formats", config.export.formats,
+            "cannot contain adapter, for BitsAndBytesConfig quantises a base in blocks of 64, not "
+            f"of quantize.block_size = {quantize.block_size}",
+            "Set quantize.block_size=64, or export safetensors or gguf.",
         )  # fmt: skip
 
 
@@ -129,12 +151,46 @@ def _train_rules(config: Config) -> Iterable[Problem]:
             "training would log another loss",
             "Change one of them.",
         )  # fmt: skip
+    if train.early_stopping.patience is not None and train.eval_steps is None:
+        yield Problem(
+            "train.early_stopping.patience", train.early_stopping.patience,
+            "counts evaluations, and train.eval_steps = None makes none before the last step",
+            "Set train.eval_steps.",
+        )  # fmt: skip
+    if train.keep == "best" and train.checkpoint_steps != train.eval_steps:
+        yield Problem(
+            "train.keep", "best",
+            f"needs a checkpoint of each evaluation, and train.checkpoint_steps = "
+            f"{train.checkpoint_steps} is not train.eval_steps = {train.eval_steps}",
+            "Set both to the same number.",
+        )  # fmt: skip
     if train.packing and train.packing_tokens < config.prepare.max_tokens:
         yield Problem(
             "train.packing_tokens", train.packing_tokens,
             f"is less than prepare.max_tokens = {config.prepare.max_tokens}, so packing would cut "
             "rows",
             "Raise it to prepare.max_tokens or more.",
+        )  # fmt: skip
+
+
+def _general_rules(config: Config) -> Iterable[Problem]:
+    general = config.evaluate.general
+    if general.source == config.prepare.source and general.source in ("glosses", "quotes"):
+        yield Problem(
+            "evaluate.general.source", general.source,
+            f"is what is tuned on, prepare.source = {config.prepare.source}, and so measures no "
+            "forgetting",
+            "Choose another source, or none.",
+        )  # fmt: skip
+    for source, name in (("hub", "id"), ("hub", "split"), ("file", "path")):
+        if general.source == source and getattr(general, name) is None:
+            rule = f"is needed by evaluate.general.source = {source}"
+            yield Problem(f"evaluate.general.{name}", None, rule, f"Set evaluate.general.{name}.")
+    if general.source == "hub" and not re.fullmatch("[0-9a-f]{40}", general.revision or ""):
+        yield Problem(
+            "evaluate.general.revision", general.revision,
+            "must be a commit, or the text would change from one run to the next",
+            "Set it to the full hash of a commit of the data set.",
         )  # fmt: skip
 
 
@@ -214,6 +270,13 @@ def _method_rules(config: Config) -> Iterable[Problem]:
             "is for adapter.variant = quantized_lora, and needed by it; the variant is "
             f"{adapter.variant}",
             "Take adapter=quantized_lora, or set adapter.bits=null.",
+        )  # fmt: skip
+    if adapter.start is not None and adapter.variant in ("none", "pissa", "loftq"):
+        yield Problem(
+            "adapter.start", adapter.start,
+            f"does not go with adapter.variant = {adapter.variant}, which has a start of its own",
+            "Set adapter.start=null, or adapter=lora (with adapter.r twice as large for an adapter "
+            "that pissa has trained).",
         )  # fmt: skip
     if adapter.variant == "pissa" and quantize.scheme != "none":
         yield Problem(

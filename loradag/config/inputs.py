@@ -23,6 +23,8 @@ INPUT_KEYS = {
     "rows": "prepare.path",
     "eval_rows": "prepare.eval_path",
     "transform": "prepare.transform",
+    "general": "evaluate.general.path",
+    "adapter": "adapter.start",
     "tasks": "evaluate.tasks_path",
 }
 
@@ -35,14 +37,16 @@ class Inputs:
     rows: str = MISSING  # prepare: the files or folders of prepare.source = file or mix
     eval_rows: str = MISSING  # prepare: the files or folders of prepare.eval_path
     transform: str = MISSING  # prepare: the file of prepare.transform
+    general: str = MISSING  # baseline and evaluate: the file of evaluate.general.path
     tasks: str = MISSING  # baseline and evaluate: the folder of evaluate.tasks_path
+    adapter: str = MISSING  # train: the folder of adapter.start
     calibration: str = MISSING  # quantize: the rows that static scales are taken from
 
 
 def derive_inputs(config: Any) -> dict[str, str]:
     """The section `inputs` of a configuration: a `Config`, or what Hydra composed."""
     model, prepare, quantize = config.model, config.prepare, config.quantize
-    evaluate = config.evaluate
+    evaluate, general = config.evaluate, config.evaluate.general.path
     local = model.source == "local" and not _is_unset(model, "path")
     rows = _row_paths(prepare)
     held_out = [] if _is_unset(prepare, "eval_path") else _listed(prepare.eval_path)
@@ -52,7 +56,13 @@ def derive_inputs(config: Any) -> dict[str, str]:
         "rows": common_path(rows) if rows else "stages/prepare.py",
         "eval_rows": common_path(held_out) if held_out else "stages/prepare.py",
         "transform": common_path(transform) if any(transform) else "stages/prepare.py",
+        "general": common_path([general]) if general else "data/prepared",
         "tasks": common_path([evaluate.tasks_path]) if evaluate.tasks_path else "data/prepared",
+        "adapter": (
+            "stages/train.py"
+            if _is_unset(config.adapter, "start")
+            else common_path([config.adapter.start])
+        ),
         "calibration": CALIBRATION if quantize.scheme == "static_w8a8" else "artifacts/base",
     }
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loradag.checkpoints.headers import count_parameters
+from loradag.checkpoints.safetensors_reader import count_parameters
 from loradag.evaluation.samples import greedy_ids
 from loradag.models.device import compute_dtype, device
 

@@ -1,6 +1,6 @@
 """Where a base comes from. Each source fills a folder and returns its pin.
 
-A pinned folder holds tokenizer, configs and `pin.json`: `source`, `id`, `revision`, `path`,
+A pinned folder has tokenizer, configs and `pin.json`: `source`, `id`, `revision`, `path`,
 `license`, and of every weight file `bytes` and `sha256`. Weights themselves lie in the folder only
 where the source has no local copy of its own to read them from.
 """
@@ -9,13 +9,14 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
+from loradag.checkpoints.model_files import PIN, copy_all_but_weights
+from loradag.checkpoints.safetensors_reader import weight_files
 from loradag.config.model import Model
 from loradag.config.problems import LoradagError
-from loradag.models.pinning import HUB_FILES, PATTERNS, PIN, sha256
+from loradag.models.pinning import HUB_FILES, sha256
 
 
 def fetch_base(model: Model, folder: Path) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def fetch_base(model: Model, folder: Path) -> dict[str, Any]:
 
     Raises:
         LoradagError: the model is gated, missing, not in safetensors or not what
-            `model.config` and `model.context` say it is.
+            `model.config` and `model.context` describe.
     """
     folder.mkdir(parents=True)
     pin = {"source": model.source, "id": model.id, "path": model.path, "license": model.license}
@@ -40,7 +41,7 @@ def fetch_base(model: Model, folder: Path) -> dict[str, Any]:
 
 
 def _pin_files(folder: Path) -> dict[str, Any]:
-    files = sorted(folder.glob("*.safetensors"))
+    files = [folder / name for name in weight_files(folder)]
     return {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
 
 
@@ -49,16 +50,19 @@ def _from_package(model: Model, folder: Path) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
+    from loradag.compat.transformers import reading_gguf_once
+
     file = packaged_gguf(str(model.id))
-    tokenizer = read_gguf_tokenizer(file)
+    with reading_gguf_once():
+        tokenizer = read_gguf_tokenizer(file)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float16,
+        )
     tokenizer.model_max_length = model.context
     tokenizer.save_pretrained(folder)
-    loaded = AutoModelForCausalLM.from_pretrained(
-        file.parent,
-        gguf_file=file.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float16,
-    )
     loaded.save_pretrained(folder)
     package = importlib.metadata.packages_distributions()[str(model.id)][0]
     revision = f"{package}=={importlib.metadata.version(package)}"
@@ -71,7 +75,7 @@ def packaged_gguf(package: str) -> Path:
     Raises:
         LoradagError: there is no such package, or not one such file in it.
     """
-    # find_spec: importing the package itself would want the server that it was made for.
+    # find_spec: importing the package itself would need the server that it was made for.
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise LoradagError(
@@ -79,7 +83,7 @@ def packaged_gguf(package: str) -> Path:
         )
     files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
     if len(files) != 1:
-        raise LoradagError(f"model.id = {package!r}: holds {len(files)} .gguf files, not one.")
+        raise LoradagError(f"model.id = {package!r}: has {len(files)} .gguf files, not one.")
     return files[0]
 
 
@@ -132,17 +136,17 @@ def _from_hub(model: Model, folder: Path) -> dict[str, Any]:
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         cause = "HF_TOKEN is not accepted" if status == 401 else f"the hub answered {status}"
-        raise LoradagError(f"{where}: {cause}. Mend HF_TOKEN, or try again later.") from error
+        raise LoradagError(f"{where}: {cause}. Check HF_TOKEN, or try again later.") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise LoradagError(
             f"{where}: the hub cannot be reached ({type(error).__name__}). Check the network, or "
             "take model=smollm2_135m, which needs none, or model=local."
         ) from error
-    _copy_all_but_weights(snapshot, folder)
+    copy_all_but_weights(snapshot, folder)
     weights = {
         file.rfilename: {"bytes": file.size, "sha256": file.lfs.sha256}
         for file in info.siblings or []
-        if file.rfilename.endswith(".safetensors") and "/" not in file.rfilename and file.lfs
+        if file.rfilename in weight_files(snapshot) and file.lfs
     }
     return {"revision": info.sha, "weights": _need_weights(weights, where)}
 
@@ -151,10 +155,10 @@ def _from_folder(model: Model, folder: Path) -> dict[str, Any]:
     source = Path(str(model.path)).expanduser()
     if not (source / "config.json").is_file():
         raise LoradagError(
-            f"model.path = {model.path!r}: no config.json there. Name a folder that "
+            f"model.path = {model.path!r}: it has no config.json. Name a folder that "
             "`save_pretrained` wrote."
         )
-    _copy_all_but_weights(source, folder)
+    copy_all_but_weights(source, folder)
     weights = _need_weights(_pin_files(source), f"model.path = {model.path!r}")
     digest = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
     return {"revision": digest[:16], "weights": weights}
@@ -187,14 +191,6 @@ def _from_config(model: Model, folder: Path) -> dict[str, Any]:
     return {"revision": f"seed-{model.seed}", "weights": _pin_files(folder)}
 
 
-def _copy_all_but_weights(source: Path, folder: Path) -> None:
-    for pattern in PATTERNS:
-        for file in sorted(source.glob(pattern)):
-            # A shard index names every tensor: it belongs to the weights.
-            if ".safetensors" not in file.name and file.name != PIN:
-                shutil.copyfile(file, folder / file.name)
-
-
 def _need_weights(weights: dict[str, Any], where: str) -> dict[str, Any]:
     if not weights:
         raise LoradagError(
@@ -218,7 +214,7 @@ def _fix_padding(model: Model, folder: Path) -> None:
         raise LoradagError(
             f"model.pad_token = {model.pad_token!r}: the tokenizer's pad is its EOS "
             f"({tokenizer.eos_token}), and this cannot take its place. Name another token of its "
-            "vocabulary that no text holds."
+            "vocabulary that no text contains."
         )
     tokenizer.pad_token = pad
     tokenizer.save_pretrained(folder)
@@ -237,4 +233,4 @@ def _verify_config(model: Model, folder: Path) -> None:
     if model.context and longest and model.context > longest:
         wrong.append(f"  - model.context = {model.context}, but the model has {longest}")
     if wrong:
-        raise LoradagError("\n".join(["the model is not what its config says:", *wrong]))
+        raise LoradagError("\n".join(["the model does not match its config:", *wrong]))

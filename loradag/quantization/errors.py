@@ -1,10 +1,12 @@
-"""The error of quantised weights against the weights they stand for."""
+"""The error of quantised weights against the original ones."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from loradag.runtime.report_keys import WeightErrors
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +27,7 @@ class Error:
 
     @property
     def sqnr_db(self) -> float | None:
-        """10·log10(Σ w² / Σ (w − ŵ)²), in dB; None where nothing was lost, or nothing was there."""
+        """10·log10(Σ w² / Σ (w − ŵ)²), in dB; None without error, or without weights."""
         if self.noise == 0 or self.signal == 0:
             return None
         return 10 * math.log10(self.signal / self.noise)
@@ -35,10 +37,11 @@ class Error:
         """√(Σ (w − ŵ)² / n), in the unit of the weights."""
         return math.sqrt(self.noise / self.count) if self.count else 0.0
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> WeightErrors:
         """The report's keys; `sqnr_db` is left out where it is infinite or undefined."""
-        sqnr = {} if self.sqnr_db is None else {"sqnr_db": self.sqnr_db}
-        return {"rmse": self.rmse, **sqnr}
+        if self.sqnr_db is None:
+            return {"rmse": self.rmse}
+        return {"rmse": self.rmse, "sqnr_db": self.sqnr_db}
 
 
 def compare(weight: torch.Tensor, restored: torch.Tensor) -> Error:

@@ -64,6 +64,10 @@ class Paths:
         return self.root / "plots/loss.csv"
 
     @property
+    def eval_loss(self) -> Path:
+        return self.root / "plots/eval_loss.csv"
+
+    @property
     def page(self) -> Path:
         return self.root / "report.html"
 

@@ -13,13 +13,15 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from loradag.comparison.job_records import JobRecord, SweepRecord
 from loradag.config.problems import LoradagError
 from loradag.config.validation import validate
 from loradag.runtime import Paths
+from loradag.runtime.report_keys import Reports
 from loradag.sweeps.execution import RECORD, WAITING
-from loradag.sweeps.job_records import JobRecord, SweepRecord
+from loradag.sweeps.gpus import claim_gpu
 from loradag.sweeps.mlflow_runs import close_child, open_child
 from loradag.sweeps.workspaces import make_workspace
 
@@ -43,7 +45,9 @@ def run_job(params: dict[str, Any], folder: Path, number: int, overrides: list[s
         validate(params, source="the job")
         make_workspace(workspace, folder / "source", Path(sweep.project), Path(sweep.cache), params)
         log.info("#%d %s: started", number, job.name)
-        job.failure = _execute(workspace, place / "job.log", _environment(sweep, job), number)
+        with claim_gpu(sweep.gpus, f"#{number}") as gpu:
+            environment = _environment(sweep, job, gpu)
+            job.failure = _execute(workspace, place / "job.log", environment, number)
         _collect(workspace, job)
     except LoradagError as error:
         job.failure = str(error)
@@ -59,7 +63,7 @@ def run_job(params: dict[str, Any], folder: Path, number: int, overrides: list[s
     return job
 
 
-def _environment(sweep: SweepRecord, job: JobRecord) -> dict[str, str]:
+def _environment(sweep: SweepRecord, job: JobRecord, gpu: str | None) -> dict[str, str]:
     from loradag.tracking.store import store_uri
 
     environment = os.environ | {
@@ -69,6 +73,8 @@ def _environment(sweep: SweepRecord, job: JobRecord) -> dict[str, str]:
     }
     if job.run_id is not None:
         environment["MLFLOW_RUN_ID"] = job.run_id
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
     if sweep.threads is not None:
         environment["LORADAG_THREADS"] = str(sweep.threads)
     return environment
@@ -138,12 +144,14 @@ def _collect(workspace: Path, job: JobRecord) -> None:
     record = workspace / RECORD
     if record.exists():
         job.stages = json.loads(record.read_text())["stages"]
+    reports: dict[str, dict[str, Any]] = {}
     for stage in job.stages:
         path = paths.report(stage["name"])
         if path.exists():
-            job.reports[stage["name"]] = json.loads(path.read_text(encoding="utf-8"))
+            reports[stage["name"]] = json.loads(path.read_text(encoding="utf-8"))
             if not stage["ran"]:
-                job.saved_seconds += job.reports[stage["name"]].get("seconds", 0.0)
+                job.saved_seconds += reports[stage["name"]].get("seconds", 0.0)
+    job.reports = cast(Reports, reports)
     job.adapter_bytes = sum(file.stat().st_size for file in paths.adapter.glob("*.safetensors"))
     if "train" in job.reports and paths.loss.exists():
         with paths.loss.open(newline="") as file:

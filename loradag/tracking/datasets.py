@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from loradag.runtime.report_keys import Reports
+
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
 
@@ -18,7 +20,7 @@ SCHEMA = {
 
 
 def dataset_inputs(
-    params: Mapping[str, str], reports: Mapping[str, dict[str, Any]], digest: str | None
+    params: Mapping[str, str], reports: Reports, digest: str | None
 ) -> list[DatasetInput]:
     """An input for each split that has rows.
 
@@ -46,10 +48,11 @@ def dataset_inputs(
     ]})  # fmt: skip
     inputs = []
     for split, context in CONTEXTS.items():
+        numbers: Mapping[str, Any] = prepared
         counts = {
-            key: prepared[f"{split}_{key}"]
+            key: numbers[f"{split}_{key}"]
             for key in ("rows", "tokens")
-            if f"{split}_{key}" in prepared
+            if f"{split}_{key}" in numbers
         }
         if counts.get("rows"):
             dataset = Dataset(

@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loradag.checkpoints.model_files import PIN
 from loradag.config.adapter import Adapter
 from loradag.config.train import Train
 from loradag.models.loading import load_base, load_quantized
-from loradag.models.pinning import PIN, weights_folder
+from loradag.models.pinning import weights_folder
 from loradag.runtime import Paths
 from loradag.training import bitnet, qat
 from loradag.training.lora import add_adapter, save_adapter

@@ -43,10 +43,10 @@ def made(tiny_base, tmp_path_factory):
         model.save_pretrained(paths.base)
         paths.quantized.mkdir(parents=True)
         if scheme != "none":
-            chosen, constants = options(scheme), None
+            chosen, qparams = options(scheme), None
             if scheme == "static_w8a8":
-                constants = calibrate(paths.base, paths.quantized, ROWS, chosen)
-            quantize_checkpoint(paths.base, paths.quantized, chosen, constants)
+                qparams = calibrate(paths.base, paths.quantized, ROWS, chosen)
+            quantize_checkpoint(paths.base, paths.quantized, chosen, qparams)
         # Of all kinds: a magnitude of dora, and a module trained in full.
         tuned = get_peft_model(
             model,
@@ -139,6 +139,7 @@ def test_stages_report_the_dtype_that_computed(made, tmp_path, scheme, stored, d
         f"train.dtype={dtype}",
         f"evaluate.dtype={dtype}",
         "train.max_steps=1",
+        "train.warmup_steps=0",
         "prepare.max_rows=60",
         "merge.rows=2",
     )

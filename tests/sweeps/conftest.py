@@ -39,10 +39,10 @@ class Toy:
         )
 
     def run(self, module: str, *arguments: str, **environment: str) -> tuple[int, str]:
-        """Run `python -m module arguments`; its exit code and what it said."""
+        """Run `python -m module arguments`; its exit code and its output."""
         process = self.start(module, *arguments, **environment)
-        said, _ = process.communicate(timeout=600)
-        return process.returncode, said
+        output, _ = process.communicate(timeout=600)
+        return process.returncode, output
 
     def sweep(self, *arguments: str, **environment: str) -> tuple[int, str]:
         return self.run("stages.sweep", "-m", *arguments, **environment)
@@ -66,8 +66,12 @@ class Toy:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One MLflow database for all tests, for to make one takes seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    """One MLflow database for all tests, since creating one takes seconds."""
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    MlflowClient(uri).search_experiments()  # creates it
+    return uri
 
 
 @pytest.fixture

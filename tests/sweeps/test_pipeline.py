@@ -7,14 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.repository import Repository
+from tests.sweeps.counting import count_stages
 
-# Python imports it at its start, wherever the process comes from.
-COUNTING = """
-import os, sys
-if len(sys.orig_argv) == 3 and sys.orig_argv[2].startswith("stages."):
-    with open(os.environ["COUNTED"], "a") as log:
-        log.write(sys.orig_argv[2].removeprefix("stages.") + "\\n")
-"""
 QUICK = (
     "experiment=smoke", "train.max_steps=2", "train.checkpoint_steps=2", "evaluate.samples=0",
     "merge.rows=2", "export=safetensors",
@@ -25,11 +19,11 @@ PARALLEL = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 class Counted(Repository):
     """A repository that counts the stages which run in it."""
 
-    def __init__(self, root: Path, beside: Path) -> None:
+    def __init__(self, root: Path, counting: Path) -> None:
         super().__init__(root)
-        self.log = beside / "log"
-        (beside / "sitecustomize.py").write_text(COUNTING)
-        self.environment |= {"PYTHONPATH": str(beside), "COUNTED": str(self.log)}
+        self.log = counting / "log"
+        count_stages(counting)
+        self.environment |= {"PYTHONPATH": str(counting), "COUNTED": str(self.log)}
 
     def sweep(self, *overrides: str) -> str:
         return self.run(sys.executable, "-m", "stages.sweep", "-m", *QUICK, *overrides)
@@ -43,9 +37,9 @@ class Counted(Repository):
 
 @pytest.fixture
 def counted(tmp_path: Path) -> Counted:
-    for name in ("project", "beside"):
+    for name in ("project", "counting"):
         (tmp_path / name).mkdir()
-    return Counted(tmp_path / "project", tmp_path / "beside")
+    return Counted(tmp_path / "project", tmp_path / "counting")
 
 
 def cold(jobs: int, quants: int) -> dict[str, int]:

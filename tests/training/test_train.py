@@ -12,7 +12,7 @@ from loradag.config.problems import LoradagError
 from loradag.data.rows import read_rows, write_rows
 from loradag.models.loading import load_base, load_quantized, load_tuned
 from loradag.models.tokenizer import load_tokenizer
-from loradag.training.guards import IGNORED, check_labels
+from loradag.training.guards import IGNORED
 from loradag.training.trainer import labelled
 from stages.train import train
 from tests.conftest import run_stages
@@ -46,7 +46,7 @@ def test_two_runs_give_the_same_bytes_and_leave_no_checkpoint(trained, tmp_path)
 
 def test_at_the_start_the_adapter_changes_nothing(trained, tmp_path) -> None:
     paths, config = copied(trained, tmp_path)
-    frozen = replace(config.train, learning_rate=1e-30, max_steps=1)
+    frozen = replace(config.train, learning_rate=1e-30, max_steps=1, warmup_steps=0)
     run_stages(paths, replace(config, train=frozen), "train")
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_every_variant_trains_and_stands_on_the_base_as_it_was(trained, tmp_path
     adapter = replace(config.adapter, variant=variant, dropout=0.0)
     # Equality needs float32: dora takes its magnitudes from weights in the dtype of training.
     exact = replace(config.train, dtype="float32")
-    still = replace(exact, learning_rate=1e-30, max_steps=1)
+    still = replace(exact, learning_rate=1e-7, max_steps=1, warmup_steps=0)
     for options in (still, replace(exact, max_steps=2)):
         run_stages(paths, replace(config, adapter=adapter, train=options), "train")
         tuned = load_tuned(paths, load_quantized(paths, torch.float32))
@@ -88,13 +88,11 @@ def test_packed_rows_do_not_see_each_other(trained, tmp_path, monkeypatch) -> No
     paths, config = copied(trained, tmp_path)
     rows = read_rows(paths.prepared / "train.parquet")[:4]
     write_rows(paths.prepared / "train.parquet", rows)
-    one_step = replace(config.train, max_steps=1, batch_size=4)
+    one_step = replace(config.train, max_steps=1, warmup_steps=0)
     losses = {}
     for packing in (False, True):
         size = 1 if packing else 4  # all four rows in one packed row
-        options = replace(
-            one_step, packing=packing, packing_tokens=256, batch_size=size, max_steps=1
-        )
+        options = replace(one_step, packing=packing, packing_tokens=256, batch_size=size)
         dropless = replace(config.adapter, dropout=0.0)
         report = run_stages(paths, replace(config, train=options, adapter=dropless), "train")
         losses[packing] = report["train"]["final_loss"]
@@ -107,7 +105,11 @@ def test_accumulation_takes_the_mean_over_tokens(trained, tmp_path) -> None:
     losses = []
     for size, accumulation in ((4, 1), (2, 2), (1, 4)):
         options = replace(
-            config.train, max_steps=1, batch_size=size, gradient_accumulation=accumulation
+            config.train,
+            max_steps=1,
+            warmup_steps=0,
+            batch_size=size,
+            gradient_accumulation=accumulation,
         )
         dropless = replace(config.adapter, dropout=0.0)
         report = run_stages(paths, replace(config, train=options, adapter=dropless), "train")
@@ -123,43 +125,22 @@ def test_loss_is_taken_of_the_tokens_that_the_option_names(trained, tmp_path) ->
     write_rows(tmp_path / "rows.parquet", [*rows, replace(chat, assistant_mask=[0, 1, 0, 1])])
     rows = read_rows(tmp_path / "rows.parquet")
     for loss, name in (("completion", "completion_mask"), ("assistant", "assistant_mask")):
-        data = labelled(rows, loss, eos, tmp_path / f"{loss}.arrow")
+        data = labelled(rows, loss, tmp_path / f"{loss}.arrow")
         for row, labels in zip(rows, data["labels"], strict=True):
             mask = getattr(row, name)
             assert labels == [
                 id if m else IGNORED for id, m in zip(row.input_ids, mask, strict=True)
             ]
             assert labels[-1] == eos
-    full = labelled(rows, "full", eos, tmp_path / "full.arrow")
+    full = labelled(rows, "full", tmp_path / "full.arrow")
     assert full["labels"][:] == full["input_ids"][:] == [row.input_ids for row in rows]
 
 
 def test_labels_are_mapped_from_the_disk(trained, tmp_path) -> None:
     paths, _, _ = trained
     rows = read_rows(paths.prepared / "train.parquet")
-    data = labelled(rows, "full", load_tokenizer(paths.base).eos_token_id, tmp_path / "x.arrow")
+    data = labelled(rows, "full", tmp_path / "x.arrow")
     assert [file["filename"] for file in data.cache_files] == [str(tmp_path / "x.arrow")]
-
-
-def test_labels_that_train_nothing_are_refused() -> None:
-    with pytest.raises(LoradagError, match="no token is trained"):
-        check_labels([[IGNORED, IGNORED]], "completion", 2)
-    with pytest.raises(LoradagError, match="EOS is trained in no row"):
-        check_labels([[5, 6], [IGNORED, 7]], "completion", 2)
-    check_labels([[5, 6], [IGNORED, 2]], "completion", 2)
-
-
-def test_a_loss_that_is_nan_stops_the_stage(trained, tmp_path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    paths, config = copied(trained, tmp_path)
-    weights = load_file(paths.quantized / "model.safetensors")
-    norm = next(name for name in weights if "norm" in name)
-    weights[norm] = torch.full_like(weights[norm], float("nan"))
-    save_file(weights, paths.quantized / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(LoradagError, match=r"the loss is nan at step 1\. Lower"):
-        run_stages(paths, config, "train")
-    assert not paths.adapter.exists()
 
 
 def test_a_target_that_is_not_there_is_one_clear_error(trained, tmp_path) -> None:

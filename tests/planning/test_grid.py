@@ -3,7 +3,14 @@ from omegaconf import OmegaConf, open_dict
 
 from loradag.config.composition import plain
 from loradag.config.problems import LoradagError
-from loradag.sweeps.grid import composer, expand, is_grid, sweep_overrides, swept_keys
+from loradag.planning.grid import (
+    composer,
+    expand,
+    is_grid,
+    promote_command,
+    sweep_overrides,
+    swept_keys,
+)
 
 SWEEP = ["experiment=rank_sweep", "quantize=nf4,symmetric", "adapter.dropout=choice(0.0,0.1)"]
 
@@ -14,14 +21,14 @@ def test_jobs_compose_to_what_hydra_composes() -> None:
         jobs = expand(compose, master)
         assert len(jobs) == 3 * 2 * 2 * 2
         for job in jobs[::7]:
-            whole = compose.loader.load_sweep_config(master, list(job.overrides))
-            with open_dict(whole):
-                del whole["hydra"]
-            OmegaConf.resolve(whole)
-            assert job.params == plain(whole)
+            theirs = compose.loader.load_sweep_config(master, list(job.overrides))
+            with open_dict(theirs):
+                del theirs["hydra"]
+            OmegaConf.resolve(theirs)
+            assert job.params == plain(theirs)
 
 
-def test_what_is_swept_is_told_apart_from_what_is_fixed() -> None:
+def test_what_is_swept_and_what_is_fixed() -> None:
     with composer() as compose:
         master = compose.master([*SWEEP, "train.max_steps=5", "quantize.bits=choice(4,8)"])
     assert swept_keys(master) == [
@@ -48,3 +55,10 @@ def test_a_sweeper_that_chooses_is_no_grid() -> None:
     with composer() as compose:
         assert is_grid(compose.master([]))
         assert not is_grid(compose.master(["hydra/sweeper=optuna"]))
+
+
+def test_the_command_that_promotes_a_job_survives_a_shell() -> None:
+    overrides = ["adapter.target_modules=[q_proj,v_proj]", "sweep.keep=all"]
+    assert promote_command(overrides) == (
+        "python -m conf 'adapter.target_modules=[q_proj,v_proj]' && dvc repro"
+    )

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: expanded from its overrides and composed, as Hydra does it, but faster.
+"""The jobs of a sweep: expanded from its overrides and composed, as by Hydra, but faster.
 
 Hydra composes every job from its files, a third of a second each. Here jobs that choose the same
 files share one composition, and only their values are set anew, by Hydra's own code for that.
@@ -6,6 +6,7 @@ files share one composition, and only their values are set anew, by Hydra's own 
 
 import copy
 import itertools
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,12 @@ UNSTAGED = ("runtime", "sweep")  # sections that cannot change an output
 def without_unstaged(overrides: Sequence[str]) -> list[str]:
     """Of `overrides` those that can change an output."""
     return [o for o in overrides if o.lstrip("+").split(".")[0] not in UNSTAGED]
+
+
+def promote_command(overrides: Sequence[str]) -> str:
+    """The command that makes the job of `overrides` the project's own run, from the cache."""
+    quoted = map(shlex.quote, without_unstaged(overrides))
+    return " ".join(["python -m conf", *quoted, "&& dvc repro"])
 
 
 @dataclass(frozen=True)
