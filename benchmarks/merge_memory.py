@@ -28,11 +28,11 @@ RANK = 16
 def build(folder: Path) -> tuple[int, int]:
     """Write base and adapter; return parameters and the bytes of the largest shard."""
     import torch
-    from huggingface_hub import split_state_dict_into_shards_factory
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from loradag.checkpoints.streaming_writer import Entry, ShardWriter
+    from loradag.checkpoints.safetensors_reader import Entry
+    from loradag.checkpoints.safetensors_writer import ShardWriter, split_into_shards
 
     config = AutoConfig.for_model("llama", **CONFIG, dtype="bfloat16")
     with torch.device("meta"):
@@ -41,16 +41,7 @@ def build(folder: Path) -> tuple[int, int]:
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(base)
     meta = {name: Entry("", "BF16", tuple(p.shape)) for name, p in model.named_parameters()}
-    split = split_state_dict_into_shards_factory(
-        meta,
-        get_storage_size=lambda entry: entry.bytes,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=SHARD,
-    )
-    layout = {
-        name: Entry(split.tensor_to_filename[name], entry.dtype, entry.shape)
-        for name, entry in meta.items()
-    }
+    layout = split_into_shards(meta, SHARD)
     torch.manual_seed(0)
     with ShardWriter(base, layout) as writer:
         for name, entry in layout.items():
@@ -94,11 +85,11 @@ def measure(way: str, folder: Path) -> dict[str, Any]:
 
 def largest_difference(folder: Path) -> float:
     """The largest |ours - peft's|, as a fraction of the weight's own 16-bit step."""
-    from loradag.checkpoints.streaming_writer import entries, read_tensor
+    from loradag.checkpoints.safetensors_reader import read_entries, read_tensor
 
-    theirs = entries(folder / "peft")
+    theirs = read_entries(folder / "peft")
     largest = 0.0
-    for name, entry in entries(folder / "ours").items():
+    for name, entry in read_entries(folder / "ours").items():
         one = read_tensor(folder / "ours" / entry.file, name).float()
         other = read_tensor(folder / "peft" / theirs[name].file, name).float()
         # bfloat16 has 8 bits of significand: neighbours lie at most 2^-7 of the value apart.

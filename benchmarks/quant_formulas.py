@@ -41,7 +41,7 @@ def restore(weight: "torch.Tensor", quantize: Quantize) -> "torch.Tensor":
 def main() -> None:
     from transformers import AutoConfig
 
-    from loradag.checkpoints.tensors import tensors
+    from loradag.checkpoints.safetensors_reader import read_tensors
     from loradag.models.pinning import weights_folder
     from loradag.quantization.conversion import linear_layers
     from loradag.quantization.errors import Error, compare
@@ -56,7 +56,7 @@ def main() -> None:
         "asymmetric": (restore, {"scheme": "asymmetric"}),
     }
     totals: dict[tuple[str, int, str], Error] = {}
-    for name, tensor in tensors(folder):
+    for name, tensor in read_tensors(folder):
         if name.removesuffix(".weight") not in linear:
             continue
         weight = tensor.float()

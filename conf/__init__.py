@@ -1,8 +1,9 @@
 """The configuration: values in `*.yaml`, types and rules in `loradag/config`.
 
 Importing this package registers the schema with Hydra, so that every composition, also DVC's own
-(`dvc exp run -S`), refuses unknown keys, wrong types and unknown options; and two resolvers:
-`${inputs:}`, which derives the deps that `dvc.yaml` names, and `${checked:}`, by which composition
+(`dvc exp run -S`), refuses unknown keys, wrong types and unknown options; and the resolvers:
+`${inputs:}`, which derives the deps that `dvc.yaml` names, `${general_source:}`, which chooses
+text outside the tuning data, and `${checked:}`, by which composition
 refuses what the rules do not allow.
 """
 
@@ -28,6 +29,11 @@ def _input(name: str, *, _root_: Any) -> str:
     return derive_inputs(_root_)[name]
 
 
+def _general_source(*, _root_: Any) -> str:
+    return "quotes" if _root_.prepare.source == "glosses" else "glosses"
+
+
 ConfigStore.instance().store(name="schema", node=Config)
+OmegaConf.register_new_resolver("general_source", _general_source, replace=True)
 OmegaConf.register_new_resolver("inputs", _input, replace=True)
 OmegaConf.register_new_resolver("checked", _checked, replace=True)

@@ -5,16 +5,18 @@ which `evaluate` compares the adapter with. So a sweep measures it once a quant 
 job.
 """
 
+from typing import cast
+
 from loradag.config.evaluate import Evaluate
 from loradag.runtime import Paths, run_stage, write_json
-from loradag.runtime.report_keys import BaselineReport, BaselineScores
+from loradag.runtime.report_keys import BaselineReport
 
 
 def baseline(paths: Paths, evaluate: Evaluate) -> BaselineReport:
     from loradag.data.rows import read_rows
     from loradag.data.token_contract import read_contract, verify_tokenizer
     from loradag.evaluation.held_out import HeldOut
-    from loradag.evaluation.tasks import score_tasks
+    from loradag.evaluation.measures import compare, measure
     from loradag.models.device import compute_dtype
     from loradag.models.loading import is_quantized, load_base, load_quantized
     from loradag.models.precision import verify_dtype
@@ -26,17 +28,15 @@ def baseline(paths: Paths, evaluate: Evaluate) -> BaselineReport:
     dtype = compute_dtype(evaluate.dtype)
 
     model = load_base(paths, dtype)
-    base, samples = held_out.measure(model), held_out.sample(model)
-    tasks = BaselineScores(base=score_tasks(model, tokenizer, evaluate))
+    base, samples = measure(model, held_out, evaluate), held_out.sample(model)
+    quantized = base
     if is_quantized(paths):
         model = load_quantized(paths, dtype)
-        tasks["quantized"] = score_tasks(model, tokenizer, evaluate)
-    computed = verify_dtype(model, dtype)
-    quantized = held_out.measure(model) if is_quantized(paths) else base
-    report = BaselineReport(base=base, quantized=quantized, dtype=computed)
-    if evaluate.tasks:
-        report["tasks"] = tasks
-    write_json(paths.baseline, {**report, "samples": samples})
+        quantized = measure(model, held_out, evaluate)
+    measured = {"base": base, "quantized": quantized}
+    write_json(paths.baseline, {"models": measured, "samples": samples})
+    report = cast(BaselineReport, compare(measured))
+    report["dtype"] = verify_dtype(model, dtype)
     return report
 
 

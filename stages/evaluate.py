@@ -5,17 +5,18 @@ and `artifacts/baseline.json`; writes nothing but its report.
 """
 
 import json
+from typing import cast
 
 from loradag.config.evaluate import Evaluate
 from loradag.runtime import Paths, run_stage
-from loradag.runtime.report_keys import BaselineScores, EvaluateReport, Sample, TaskScores
+from loradag.runtime.report_keys import EvaluateReport, Sample
 
 
 def evaluate(paths: Paths, evaluate: Evaluate) -> EvaluateReport:
     from loradag.data.rows import read_rows
     from loradag.data.token_contract import read_contract, verify_tokenizer
     from loradag.evaluation.held_out import HeldOut
-    from loradag.evaluation.tasks import score_tasks
+    from loradag.evaluation.measures import compare, measure
     from loradag.models.device import compute_dtype
     from loradag.models.loading import load_quantized, load_tuned
     from loradag.models.precision import verify_dtype
@@ -29,23 +30,17 @@ def evaluate(paths: Paths, evaluate: Evaluate) -> EvaluateReport:
     dtype = compute_dtype(evaluate.dtype)
 
     model = load_tuned(paths, load_quantized(paths, dtype))
-    adapter, samples = held_out.measure(model), held_out.sample(model)
+    adapter, samples = measure(model, held_out, evaluate), held_out.sample(model)
     compared = zip(held_out.prompts, baseline["samples"], samples, strict=True)
-    tasks = score_tasks(model, tokenizer, evaluate)
-    base_tasks: BaselineScores = baseline.get("tasks", {})
     ended = [sample["ended"] for sample in samples]
-    return {
-        "base": baseline["base"],
-        "quantized": baseline["quantized"],
-        "adapter": adapter,
-        "dtype": verify_dtype(model, dtype),
-        "tasks": TaskScores(**base_tasks, adapter=tasks) if tasks else None,
-        "samples": [
-            Sample(prompt=prompt, base=before["text"], adapter=after["text"])
-            for prompt, before, after in compared
-        ],
-        "ended_fraction": sum(ended) / len(ended) if ended else None,
-    }
+    report = cast(EvaluateReport, compare({**baseline["models"], "adapter": adapter}))
+    report["samples"] = [
+        Sample(prompt=prompt, base=before["text"], adapter=after["text"])
+        for prompt, before, after in compared
+    ]
+    report["ended_fraction"] = sum(ended) / len(ended) if ended else None
+    report["dtype"] = verify_dtype(model, dtype)
+    return report
 
 
 if __name__ == "__main__":

@@ -23,13 +23,13 @@ def export(
     train: Train,
 ) -> ExportReport:
     from loradag.export.card import Origin
-    from loradag.export.export_verification import prove
+    from loradag.export.export_verification import verify_exports
     from loradag.export.formats import describe, list_files, read_pin, write_formats
 
     origin = Origin(read_pin(paths.base), prepare, quantize, adapter, train)
     with replacing(paths.export) as folder:
         exported, fallbacks = write_formats(paths, folder, export, origin)
-        numbers = prove(paths, exported, export)
+        numbers = verify_exports(paths, exported, export)
         describe(paths, folder, export, origin, numbers)
         files = list_files(folder)
     for name, fallen in fallbacks.items():

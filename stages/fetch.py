@@ -10,7 +10,8 @@ from loradag.runtime.report_keys import FetchReport
 
 
 def fetch(paths: Paths, model: Model) -> FetchReport:
-    from loradag.checkpoints.headers import architecture, count_parameters
+    from loradag.checkpoints.model_files import read_architecture
+    from loradag.checkpoints.safetensors_reader import count_parameters
     from loradag.models.base import fetch_base
     from loradag.models.pinning import weights_folder
 
@@ -20,7 +21,7 @@ def fetch(paths: Paths, model: Model) -> FetchReport:
         "parameters": count_parameters(weights_folder(paths.base)),
         "bytes": sum(file["bytes"] for file in pin["weights"].values()),
         "revision": pin["revision"],
-        "architecture": architecture(paths.base),
+        "architecture": read_architecture(paths.base),
     }
 
 

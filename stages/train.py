@@ -1,11 +1,10 @@
 """Train the adapter on the frozen, quantized base; or every weight, where there is no adapter.
 
-Reads `data/prepared` and `artifacts/quantized` (and the base that it stands for); writes
-`artifacts/adapter` and the loss curve. Stopped at any moment, it goes on from its last checkpoint
-to the same bytes.
+Reads `data/prepared`, `artifacts/base` and `artifacts/quantized`; writes `artifacts/adapter`,
+`plots/loss.csv` and `plots/eval_loss.csv`. Stopped at any moment, it continues from its last
+checkpoint and ends in the same bytes.
 """
 
-import shutil
 import time
 from dataclasses import asdict
 
@@ -22,40 +21,34 @@ def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> TrainRepor
     from loradag.data.token_contract import read_contract, verify_tokenizer
     from loradag.models.tokenizer import load_tokenizer
     from loradag.tracking.live import live_callback
-    from loradag.training.curve import final_loss, write_curve
-    from loradag.training.method import (
-        count_parameters,
-        load_trainable,
-        save_trained,
-    )
-    from loradag.training.resume import inputs_key, last_checkpoint
+    from loradag.training.curve import final_loss, loss_at, write_curves
+    from loradag.training.method import load_trainable
+    from loradag.training.resume import checkpoint_folder, last_checkpoint, step_of, training_key
     from loradag.training.trainer import computed_dtype, make_trainer
 
     tokenizer = load_tokenizer(paths.base)
     verify_tokenizer(tokenizer, read_contract(paths.contract))
-    options = [asdict(adapter), asdict(train), seed]
-    files = [*paths.prepared.iterdir(), *paths.quantized.iterdir(), paths.base / "pin.json"]
-    key = inputs_key(options, files)
-    checkpoints = paths.state / "checkpoints" / key
     dtype = compute_dtype(train.dtype)
+    key = training_key(paths, [asdict(adapter), asdict(train), seed, str(dtype), device()])
+    with checkpoint_folder(paths, key) as checkpoints:
+        trainable = load_trainable(paths, adapter, train, seed, dtype, checkpoints)
+        trainer = make_trainer(
+            trainable.model, tokenizer, read_rows(paths.prepared / "train.parquet"),
+            read_rows(paths.prepared / "eval.parquet"), train, seed, dtype, checkpoints,
+            [live_callback(paths, key)],
+        )  # fmt: skip
+        checkpoint = last_checkpoint(checkpoints)
+        started = time.perf_counter()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        seconds = time.perf_counter() - started
+        with replacing(paths.adapter) as folder:
+            trainable.save(folder)
+        write_curves(paths, trainer.state.log_history)
 
-    model = load_trainable(paths, adapter, train, seed, dtype, checkpoints)
-    trainer = make_trainer(
-        model, tokenizer, read_rows(paths.prepared / "train.parquet"), train, seed, dtype,
-        checkpoints, [live_callback(paths, key)],
-    )  # fmt: skip
-    checkpoint = last_checkpoint(checkpoints)
-    resumed = int(checkpoint.name.split("-")[1]) if checkpoint else 0
-    started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = time.perf_counter() - started
-
-    trained, total = count_parameters(trainer.model)
-    with replacing(paths.adapter) as folder:
-        save_trained(trainer.model, paths, adapter, train, folder, checkpoints)
-    write_curve(paths.loss, trainer.state.log_history)
-    shutil.rmtree(checkpoints)
+    resumed = step_of(checkpoint) if checkpoint else 0
+    trained, total = trainable.count_parameters()
     state = trainer.state
+    kept = state.best_global_step if train.keep == "best" else state.global_step
     return {
         "method": method_name(adapter, train),
         "trainable_parameters": trained,
@@ -63,6 +56,9 @@ def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> TrainRepor
         "steps": state.global_step,
         "tokens": int(state.num_input_tokens_seen),
         "final_loss": final_loss(state.log_history),
+        "eval_loss": loss_at(state.log_history, kept),
+        "kept_step": kept,
+        "stopped_early": state.global_step < state.max_steps,
         "tokens_per_second": round(
             state.num_input_tokens_seen * (1 - resumed / state.global_step) / seconds, 3
         ),

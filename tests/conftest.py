@@ -32,6 +32,8 @@ def run_stages(paths: Paths, config: Config, *stages: str) -> dict[str, dict[str
     """Run stages in this process, as `run_stage` does; their checked reports by name."""
     reports = {}
     for stage in stages:
+        if stage == "prepare" and not paths.source.exists():
+            run_stages(paths, config, "source")
         function = getattr(importlib.import_module(f"stages.{stage}"), stage)
         reports[stage] = check_report(stage, function(paths, **sections(function, config)))
     return reports

@@ -12,6 +12,18 @@ from tests.conftest import ROOT
 EXPERIMENT = "loradag"
 
 
+def copy_project(root: Path) -> None:
+    """Copy the project to `root`, without the results of a run."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file() and not name.startswith(("reports/", "plots/", "dvc.lock")):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, root / name)
+
+
 class Repository:
     """The project copied to `root`, composed with `experiment=smoke`, committed."""
 
@@ -24,14 +36,7 @@ class Repository:
             "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b",
             "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b",
         }  # fmt: skip
-        listed = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-            cwd=ROOT, check=True, capture_output=True, text=True,
-        )  # fmt: skip
-        for name in filter(None, listed.stdout.split("\0")):
-            if (ROOT / name).is_file() and not name.startswith(("reports/", "plots/", "dvc.lock")):
-                (root / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(ROOT / name, root / name)
+        copy_project(root)
         self.compose()
         self.run("git", "init", "-q")
         self.run("git", "add", "-A")

@@ -108,7 +108,7 @@ def test_signature_params_and_sections_are_the_same(name: str) -> None:
     function = getattr(importlib.import_module(f"stages.{name}"), name)
     first, *sections = inspect.signature(function).parameters
     assert first == "paths"
-    assert sorted(sections) == sorted(STAGES[name]["params"])
+    assert sorted(sections) == sorted({param.split(".")[0] for param in STAGES[name]["params"]})
     assert {f.name for f in dataclasses.fields(Config)} >= set(sections)
     assert not set(sections) & set(UNDECLARED)
 
@@ -118,6 +118,17 @@ def test_a_stage_returns_its_report(name: str) -> None:
     function = getattr(importlib.import_module(f"stages.{name}"), name)
     assert inspect.signature(function).return_annotation is report_type(name)
     assert f"reports/{name}.json" in names(STAGES[name]["metrics"])
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_of_a_section_declared_in_part_a_stage_reads_those_keys_and_no_others(name: str) -> None:
+    declared = {param for param in STAGES[name]["params"] if "." in param}
+    sections = {param.split(".")[0] for param in declared}
+    script = ast.parse((ROOT / f"stages/{name}.py").read_text(encoding="utf-8"))
+    uses = [n for n in ast.walk(script) if isinstance(n, ast.Name) and n.id in sections]
+    read = [n for n in ast.walk(script) if isinstance(n, ast.Attribute) and n.value in uses]
+    assert {f"{n.value.id}.{n.attr}" for n in read} == declared
+    assert len(read) == len(uses), "the section itself is passed on"
 
 
 @pytest.mark.parametrize("name", STAGES)

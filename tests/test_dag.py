@@ -13,7 +13,8 @@ import yaml
 from tests.repository import Repository
 
 ALL = [
-    "fetch", "prepare", "quantize", "baseline", "train", "evaluate", "merge", "export", "report",
+    "fetch", "source", "prepare", "quantize", "baseline", "train", "evaluate", "merge", "export",
+    "report",
 ]  # fmt: skip
 
 

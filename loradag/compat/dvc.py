@@ -16,10 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-# The C loader where PyYAML has it: run-cache entries are read by the dozen.
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+from ruamel.yaml import YAML
 
 
 def cache_folder(project: Path) -> Path:
@@ -32,7 +29,13 @@ def cache_folder(project: Path) -> Path:
 
 
 def read_yaml(path: Path) -> Any:
-    return yaml.load(path.read_text(encoding="utf-8"), LOADER)
+    """A file as DVC reads it, by YAML 1.2: `1e-05` is a number, `yes` a text; PyYAML differs."""
+    return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+
+
+def write_yaml(path: Path, content: Any) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        YAML().dump(content, file)
 
 
 def read_lock(project: Path) -> dict[str, dict[str, Any]]:
@@ -43,19 +46,17 @@ def read_lock(project: Path) -> dict[str, dict[str, Any]]:
 
 def recorded_inputs(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What the key is a hash of, from an entry of `dvc.lock` or of the run cache."""
-    return {
-        "cmd": entry["cmd"],
-        "deps": [
-            {key: dep[key] for key in ("path", "hash", "md5") if key in dep}
-            for dep in entry.get("deps", [])
-        ],
-        "params": entry.get("params"),
-        "outs": [out["path"] for out in entry.get("outs", [])],
-    }
+    deps = [
+        {key: dep[key] for key in ("path", "hash", "md5") if key in dep}
+        for dep in entry.get("deps", [])
+    ]
+    outs = [out["path"] for out in entry.get("outs", [])]
+    params = {"params": entry["params"]} if "params" in entry else {}
+    return {"cmd": entry["cmd"], "deps": deps, "outs": outs, **params}
 
 
 def run_cache_key(inputs: Mapping[str, Any]) -> str:
-    """DVC's key of a stage in its run cache: SHA-256 over `cmd`, `deps`, `params` and `outs`.
+    """DVC's key of a stage in its run cache: SHA-256 over `cmd`, `deps`, `outs` and any `params`.
 
     Deps and outs are sorted by path. Outs count by path alone.
     """

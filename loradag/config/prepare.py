@@ -1,38 +1,123 @@
 """The section `prepare`."""
 
+import datetime
 from dataclasses import dataclass
+from typing import Any
 
 from omegaconf import MISSING
 
 from loradag.config.rules import (
+    Rule,
     at_least,
     format_string,
     fraction,
     one_of,
+    rule_field,
 )
+
+FORMATS = ("messages", "sharegpt", "alpaca", "prompt_completion", "text")
+# The fields that a mapping can rename, by the names that the formats give them.
+FIELDS = (
+    "messages", "conversations", "role", "content", "from", "value", "tools",
+    "instruction", "input", "output", "prompt", "completion", "text",
+)  # fmt: skip
+MIX_KEYS = ("name", "weight", "source", "id", "config", "revision", "split", "path")
+
+
+def _mapping() -> Any:
+    text = "must map fields of the formats to fields of the rows"
+    remedy = f"Keys: {', '.join(FIELDS)}; for example {{messages: dialogue}}."
+    return rule_field(
+        Rule(
+            text,
+            lambda v: (
+                isinstance(v, dict)
+                and set(v) <= set(FIELDS)
+                and all(isinstance(f, str) for f in v.values())
+            ),
+            remedy,
+        )
+    )
+
+
+def _paths() -> Any:
+    def holds(value: Any) -> bool:
+        values = value if isinstance(value, list) else [value]
+        return bool(values) and all(isinstance(path, str) and path for path in values)
+
+    remedy = "Name a file, a folder or a pattern, or a list of them."
+    return rule_field(Rule("must be a path or a list of paths", holds, remedy))
+
+
+def _mix() -> Any:
+    def holds(value: Any) -> bool:
+        return isinstance(value, list) and all(
+            isinstance(item, dict)
+            and set(item) <= set(MIX_KEYS)
+            and isinstance(item.get("weight", 1), int | float)
+            and item.get("weight", 1) > 0
+            and sum(item.get(key) is not None for key in ("source", "id", "path")) == 1
+            for item in value
+        )
+
+    text = "must be a list of sources, each with one of source, id and path, and a weight above 0"
+    remedy = f"Keys: {', '.join(MIX_KEYS)}; for example [{{path: a.jsonl, weight: 2}}, ...]."
+    return rule_field(Rule(text, holds, remedy))
+
+
+def _date() -> Any:
+    def holds(value: Any) -> bool:
+        try:
+            datetime.date.fromisoformat(value)
+        except ValueError:
+            return False
+        return True
+
+    return rule_field(Rule("must be a date", holds, "Write it as 2025-01-31."))
+
+
+def _function() -> Any:
+    def holds(value: Any) -> bool:
+        file, _, function = value.rpartition(":")
+        return bool(file.endswith(".py") and function.isidentifier())
+
+    text = "must name a function of a Python file"
+    return rule_field(Rule(text, holds, "For example my_rows.py:convert."))
 
 
 @dataclass
 class Prepare:
-    """Rows in, token ids out: source, filter, split, template."""
+    """Rows in, token ids out: source, format, filter, split, template."""
 
-    source: str = one_of("quotes", "glosses", "hub", "file")
-    id: str | None = MISSING  # hub dataset
-    revision: str | None = MISSING
-    path: str | None = MISSING  # file: .jsonl, .json, .csv, .parquet or .txt
-    split: str = MISSING
+    source: str = one_of("quotes", "glosses", "hub", "file", "mix")
+    id: str | None = MISSING  # hub data set
+    config: str | None = MISSING  # hub data set: the one of its configurations
+    revision: str | None = MISSING  # hub data set: branch, tag or commit
+    # file: jsonl, json, csv, parquet or txt, also compressed; a file, a folder, a pattern, a list.
+    path: Any = _paths()
+    split: str = MISSING  # hub data set
+    mix: Any = _mix()  # mix: several sources by weight
+    eval_path: Any = _paths()  # held-out rows of your own
+    eval_split: str | None = MISSING  # held-out rows: another split of the hub data set
     license: str | None = MISSING  # for the model card
-    # plain: prompt + completion + EOS; chat: both as turns of the tokenizer's chat template;
-    # rendered: the completion is a whole text with its special tokens, never rendered again.
+    format: str = one_of("auto", *FORMATS)  # auto: by the fields that the rows have
+    fields: Any = _mapping()  # names of fields where they differ from the format's
+    transform: str | None = _function()  # FILE.py:FUNCTION, from a row to a row, or to None
+    # plain: prompt + completion + EOS; chat: turns of the tokenizer's chat template;
+    # rendered: the completion is a full text with its special tokens, never rendered again.
     template: str = one_of("plain", "chat", "rendered")
-    prompt: str = format_string()  # format string over the row's fields
-    completion: str = format_string()  # format string over the row's fields
-    unique: list[str] = MISSING  # fields whose normalised text must not recur
+    prompt: str | None = format_string()  # over the row's fields; null: the format's own
+    completion: str | None = format_string()
+    date: str = _date()  # what chat templates that print today's date print instead
+    # Fields whose normalised text must not recur; null: all that the row says.
+    unique: list[str] | None = MISSING
+    near_duplicates: float | None = fraction()  # drop rows this similar (Jaccard of word 5-grams)
     min_characters: int = at_least(0)
     max_characters: int | None = at_least(1)
     max_rows: int | None = at_least(1)  # after filter and dedupe; a sample by content hash
     max_tokens: int = at_least(8)
     overlong: str = one_of("drop", "truncate")
+    on_error: str = one_of("stop", "drop")  # of rows that cannot be read
     eval_fraction: float = fraction()
     calibration_fraction: float = fraction()
-    golden: list[str] = MISSING  # texts whose ids every tokenizer downstream is held to
+    golden: list[str] = MISSING  # texts whose ids every tokenizer downstream is verified against

@@ -60,6 +60,12 @@ def fraction() -> Any:
     return rule_field(Rule(text, lambda v: 0 <= v < 1, "Use a fraction such as 0.05."))
 
 
+def field_names(format_string: str) -> list[str]:
+    """The fields that a format string names, each once, in order."""
+    named = [name for _, name, _, _ in Formatter().parse(format_string) if name]
+    return list(dict.fromkeys(named))
+
+
 def format_string() -> Any:
     """Text with a row's fields in braces, e.g. `Quote: {quote}`."""
 

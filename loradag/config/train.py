@@ -1,6 +1,6 @@
 """The section `train`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
@@ -14,11 +14,20 @@ from loradag.config.rules import (
 
 
 @dataclass
+class EarlyStopping:
+    """When the held-out loss no longer improves."""
+
+    patience: int | None = at_least(1)  # evaluations without improvement; null: never stop early
+    threshold: float = at_least(0)  # nats a token by which the loss must fall to have improved
+
+
+@dataclass
 class Train:
     """The optimisation."""
 
     method: str = one_of("sft", "qat", "bitnet")
-    loss: str = one_of("full", "completion")
+    loss: str = one_of("full", "completion", "assistant")  # full: on every token
+    max_rows: int | None = at_least(1)  # train on the first rows only; null: all
     packing: bool = MISSING  # several short rows in one, none seeing another
     packing_tokens: int = at_least(8)  # tokens a packed row
     learning_rate: float = above(0)
@@ -38,6 +47,10 @@ class Train:
     max_grad_norm: float = at_least(0)
     dtype: str = one_of(*DTYPES)  # auto: what the device computes natively
     logging_steps: int = at_least(1)  # optimizer steps
+    eval_steps: int | None = at_least(1)  # optimizer steps; null: only the last one is evaluated
+    eval_rows: int = at_least(1)  # held-out rows of an evaluation, at most
+    early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
+    keep: str = one_of("last", "best")  # best: the weights with the lowest held-out loss
     checkpoint_steps: int = at_least(1)  # optimizer steps
     weight_bits: int | None = between(2, 8)  # qat: fake-quantised weights
     group_size: int | None = at_least(2)  # qat

@@ -1,7 +1,10 @@
-"""Prepared rows: filtered, split by content, encoded; written to and read from parquet."""
+"""Prepared rows: parquet files that are read row by row, or mapped into memory."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, overload
 
 
 @dataclass(frozen=True)
@@ -10,10 +13,12 @@ class Row:
 
     Attributes:
         id: hash of its content.
-        text: rendered prompt and completion.
-        prompt: the rendered part that the model goes on from.
+        text: all of it, rendered.
+        prompt: the rendered part that the model is to continue.
         input_ids: token ids, with BOS and EOS.
-        completion_mask: 1 where a token belongs to the completion or is its EOS.
+        completion_mask: 1 where a token belongs to the last turn of the assistant or is its EOS.
+        assistant_mask: 1 where a token belongs to any turn of the assistant.
+        token_bytes: UTF-8 bytes of the text that each token covers.
     """
 
     id: str
@@ -21,25 +26,80 @@ class Row:
     prompt: str
     input_ids: list[int]
     completion_mask: list[int]
+    assistant_mask: list[int]
+    token_bytes: list[int]
 
 
-def write_rows(path: Path, rows: list[Row]) -> None:
+def schema() -> Any:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    schema = pa.schema(
+    return pa.schema(
         {
             "id": pa.string(),
             "text": pa.string(),
             "prompt": pa.string(),
             "input_ids": pa.list_(pa.int32()),
             "completion_mask": pa.list_(pa.int8()),
+            "assistant_mask": pa.list_(pa.int8()),
+            "token_bytes": pa.list_(pa.int32()),
         }
     )
-    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema), path)
 
 
-def read_rows(path: Path) -> list[Row]:
+def open_writer(path: Path) -> Any:
+    """A writer of tables of `schema()`; the same tables make the same bytes."""
     import pyarrow.parquet as pq
 
-    return [Row(**fields) for fields in pq.read_table(path).to_pylist()]
+    return pq.ParquetWriter(path, schema(), compression="zstd", compression_level=1)
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    import pyarrow as pa
+
+    with open_writer(path) as writer:
+        writer.write_table(pa.Table.from_pylist([vars(row) for row in rows], schema()))
+
+
+class Rows(Sequence[Row]):
+    """The rows of a parquet file, read when they are asked for: a row group is in memory."""
+
+    def __init__(self, path: Path) -> None:
+        import numpy as np
+        import pyarrow.parquet as pq
+
+        self.path = path
+        self.file = pq.ParquetFile(path, memory_map=True)
+        metadata = self.file.metadata
+        sizes = [metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)]
+        self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
+        self._group = lru_cache(maxsize=2)(self._read_group)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Row]: ...
+    def __getitem__(self, at: int | slice) -> Row | list[Row]:
+        import numpy as np
+
+        if isinstance(at, slice):
+            return [self[place] for place in range(*at.indices(len(self)))]
+        if not -len(self) <= at < len(self):
+            raise IndexError(at)
+        at %= len(self)
+        group = int(np.searchsorted(self.starts, at, side="right")) - 1
+        return self._group(group)[at - int(self.starts[group])]
+
+    def _read_group(self, group: int) -> list[Row]:
+        return [Row(**found) for found in self.file.read_row_group(group).to_pylist()]
+
+    def tables(self, *columns: str) -> Iterator[Any]:
+        """The named columns as Arrow tables, a row group at a time."""
+        for group in range(len(self.starts) - 1):
+            yield self.file.read_row_group(group, columns=list(columns))
+
+
+def read_rows(path: Path) -> Rows:
+    return Rows(path)

@@ -1,83 +1,116 @@
-"""From the rows of a source to prepared rows: filter, deduplicate, split by content, encode."""
+"""Which rows are kept: by content, whatever the order of the source and its other rows."""
 
 import hashlib
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from loradag.config.prepare import Prepare
-from loradag.config.problems import LoradagError
-from loradag.data.rows import Row
+from loradag.data.shapes import DroppedError, Example
 from loradag.data.sources import Fields
-from loradag.data.templates import Template, encode, render
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SPLITS = ("train", "eval", "calibration")
 
 
-def select(
-    source: Iterable[Fields], prepare: Prepare, template: Template, dropped: Counter[str]
-) -> dict[str, Fields]:
-    """Complete, fitting, distinct rows by id, sorted; the reasons of the others into `dropped`.
-
-    Raises:
-        LoradagError: the format strings name a field that no row has.
-    """
-    kept: dict[str, Fields] = {}
-    seen: set[str] = set()
-    for fields in source:
-        seen |= fields.keys()
-        missing = [name for name in template.fields if not str(fields.get(name) or "").strip()]
-        characters = sum(len(str(fields.get(name, ""))) for name in template.fields)
-        if missing:
-            dropped[f"no_{missing[0]}"] += 1
-        elif characters < prepare.min_characters:
-            dropped["too_short"] += 1
-        elif prepare.max_characters is not None and characters > prepare.max_characters:
-            dropped["too_long"] += 1
-        else:
-            id = content_id(str(fields[name]) for name in prepare.unique)
-            dropped["duplicate"] += id in kept
-            kept.setdefault(id, fields)
-    for name in [*template.fields, *prepare.unique]:
-        if seen and name not in seen:
-            raise LoradagError(
-                f"prepare: no row has the field {name!r}. There are: {', '.join(sorted(seen))}. "
-                "Mend prepare.prompt, prepare.completion or prepare.unique."
-            )
-    if prepare.max_rows is not None and len(kept) > prepare.max_rows:
-        sample = sorted(kept, key=lambda id: content_id([f"sample {id}"]))[: prepare.max_rows]
-        dropped["over_max_rows"] = len(kept) - prepare.max_rows
-        kept = {id: kept[id] for id in sample}
-    return dict(sorted(kept.items()))
-
-
 def content_id(texts: Iterable[str]) -> str:
     """Hash of texts up to case, punctuation, spacing and Unicode form: 64 bits in hex."""
-    normal = [
-        re.sub(r"\W+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
-        for text in texts
-    ]
+    normal = [_normal(text) for text in texts]
     return hashlib.sha256("\n".join(normal).encode()).hexdigest()[:16]
 
 
+def _normal(text: str) -> str:
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return re.sub(r"\W+", " ", text.casefold()).strip()
+
+
 def split_of(id: str, prepare: Prepare) -> str:
-    """The split that a content falls into, whatever other rows there are."""
+    """The split that a content falls into, whatever other rows there are.
+
+    Where held-out rows are named, no other row is held out.
+    """
     place = int(id, 16) / 2**64
     if place < prepare.calibration_fraction:
         return "calibration"
-    return "eval" if place < prepare.calibration_fraction + prepare.eval_fraction else "train"
+    own = bool(prepare.eval_path or prepare.eval_split)
+    eval_fraction = 0.0 if own else prepare.eval_fraction
+    return "eval" if place < prepare.calibration_fraction + eval_fraction else "train"
 
 
-def encode_rows(selected: dict[str, Fields], template: Template, tokenizer: Any) -> Iterator[Row]:
-    for id, fields in selected.items():
-        prompt, completion = render(template, fields, tokenizer)
-        ids, mask = encode(prompt, completion, tokenizer)
-        yield Row(id, prompt + completion, prompt, ids, mask)
+def identify(row: Fields, example: Example, prepare: Prepare) -> tuple[str, str]:
+    """The id of a row, by which it is deduplicated, and the id that decides on its split.
+
+    With `prepare.unique`, both are the hash of those fields. Otherwise the split goes by what the
+    row answers, so that two answers to one question are never on two sides.
+    """
+    if prepare.unique:
+        for name in prepare.unique:
+            if row.get(name) in (None, ""):
+                raise DroppedError(f"no_{name}", f"nothing in the field {name!r}")
+        id = content_id(str(row[name]) for name in prepare.unique)
+        return id, id
+    texts = example.texts
+    return content_id(texts), content_id(example.opening or texts)
 
 
-def truncated(row: Row, max_tokens: int) -> Row:
-    return Row(
-        row.id, row.text, row.prompt, row.input_ids[:max_tokens], row.completion_mask[:max_tokens]
-    )
+def check_length(example: Example, prepare: Prepare) -> None:
+    """Refuse an example with too few or too many characters.
+
+    Raises:
+        DroppedError: with the reason.
+    """
+    characters = sum(map(len, example.texts))
+    if characters < prepare.min_characters:
+        raise DroppedError("too_short")
+    if prepare.max_characters is not None and characters > prepare.max_characters:
+        raise DroppedError("too_long")
+
+
+def sample(
+    ids: "np.ndarray[Any, Any]",
+    sources: "np.ndarray[Any, Any]",
+    weights: list[float | None],
+    max_rows: int | None,
+) -> "np.ndarray[Any, Any]":
+    """Which of the distinct `ids` (uint64) to keep: a boolean mask.
+
+    Each source keeps its rows with the smallest hashes. With weights, as many as keep the sources
+    in proportion to them: the first that runs out of rows limits the others.
+
+    Args:
+        ids: (rows,).
+        sources: (rows,), index of each row's source.
+        weights: by source; None: no limit but `max_rows`.
+        max_rows: over all sources.
+    """
+    import numpy as np
+
+    keep = np.ones(len(ids), bool)
+    mixed = [at for at, weight in enumerate(weights) if weight is not None]
+    if mixed:
+        counts = {at: int((sources == at).sum()) for at in mixed}
+        share = min(counts[at] / float(weights[at] or 1) for at in mixed)
+        if max_rows is not None:
+            share = min(share, max_rows / sum(float(weights[at] or 1) for at in mixed))
+        for at in mixed:
+            places = np.flatnonzero(sources == at)
+            keep[_largest(ids, places, int(share * float(weights[at] or 1)))] = False
+    elif max_rows is not None:
+        keep[_largest(ids, np.arange(len(ids)), max_rows)] = False
+    return keep
+
+
+def _largest(
+    ids: "np.ndarray[Any, Any]", places: "np.ndarray[Any, Any]", count: int
+) -> "np.ndarray[Any, Any]":
+    """Those of `places` that are beyond the `count` smallest hashes of their ids."""
+    import numpy as np
+
+    if count >= len(places):
+        return places[:0]
+    keys = [content_id([f"sample {id:016x}"]) for id in ids[places].tolist()]
+    return places[np.argsort(np.array(keys), kind="stable")[count:]]

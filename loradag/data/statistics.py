@@ -1,33 +1,66 @@
-"""What the prepared rows amount to, in tokens."""
+"""What the prepared rows amount to: tokens, lengths, leakage."""
 
-import statistics
+from typing import TYPE_CHECKING, Any
 
-from loradag.data.rows import Row
-from loradag.runtime.report_keys import TokenCounts, TokenLength
+from loradag.data.origins import Source
+from loradag.data.preparation import Prepared
+from loradag.runtime.report_keys import PreparedRows, TokenLength
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
-def count_tokens(splits: dict[str, list[Row]]) -> TokenCounts:
-    """Tokens of the splits; of the train tokens, the share that completion-only loss trains on."""
-    tokens = {name: sum(len(row.input_ids) for row in rows) for name, rows in splits.items()}
-    completion = sum(sum(row.completion_mask) for row in splits["train"])
+def summarize(done: Prepared, sources: list[Source]) -> PreparedRows:
+    """The report of the stage `prepare`; counts and places of rows, and none of their texts."""
+    import numpy as np
+
+    tokens = done.tokens
+    places = done.dropped.places | done.truncated.places
     return {
+        "rows_in": done.rows_in.total(),
+        "rows_kept": done.kept.total(),
+        "dropped": dict(sorted(done.dropped.counts.items())),
+        "first_dropped": {
+            reason: [place for _, place in found] for reason, found in sorted(places.items())
+        },
+        "sources": {
+            source.name: {
+                "format": done.shapes[index].format,
+                "rows_in": done.rows_in[index],
+                "rows_kept": done.kept[index],
+            }
+            for index, source in enumerate(sources)
+        },
+        "train_rows": done.split_rows["train"],
+        "eval_rows": done.split_rows["eval"],
+        "calibration_rows": done.split_rows["calibration"],
         "train_tokens": tokens["train"],
         "eval_tokens": tokens["eval"],
-        "trained_token_fraction": round(completion / tokens["train"], 6),
+        "trained_token_fraction": round(tokens["completion"] / tokens["train"], 6),
+        "assistant_token_fraction": round(tokens["assistant"] / tokens["train"], 6),
+        "truncated_rows": done.truncated.counts.total(),
+        "leaked_prompts": leaked_prompts(done),
+        "token_length": token_lengths(np.concatenate(done.lengths)),
     }
 
 
-def token_lengths(rows: list[Row]) -> TokenLength:
+def leaked_prompts(done: Prepared) -> int:
+    """Held-out rows whose prompt is also the prompt of a row that is trained on."""
+    import numpy as np
+
+    held_out, trained = (np.concatenate(done.openings[split]) for split in ("eval", "train"))
+    return int(np.isin(held_out, trained).sum())
+
+
+def token_lengths(lengths: "np.ndarray[Any, Any]") -> TokenLength:
     """Quantiles of the rows' lengths in tokens, and a histogram of 20 equal bins."""
-    lengths = sorted(len(row.input_ids) for row in rows)
-    centiles = statistics.quantiles(lengths, n=100, method="inclusive") if lengths[1:] else lengths
-    width = max(1, -(-lengths[-1] // 20))
-    counts = [0] * (lengths[-1] // width + 1)
-    for length in lengths:
-        counts[length // width] += 1
+    import numpy as np
+
+    longest = int(lengths.max())
+    width = max(1, -(-longest // 20))
     return {
-        "p50": round(centiles[len(centiles) // 2], 2),
-        "p95": round(centiles[int(len(centiles) * 0.95)], 2),
-        "max": lengths[-1],
-        "histogram": {"width": width, "counts": counts},
+        "p50": round(float(np.percentile(lengths, 50)), 2),
+        "p95": round(float(np.percentile(lengths, 95)), 2),
+        "max": longest,
+        "histogram": {"width": width, "counts": np.bincount(lengths // width).tolist()},
     }

@@ -1,54 +1,42 @@
-"""From a row's fields to text, and from text to token ids with the mask of the completion."""
+"""From an example to text, with the ranges of characters that the assistant has written."""
 
+import datetime
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
+# A call of `strftime_now`, which prints today's date, with its format as a literal.
+TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+
 
 @dataclass(frozen=True)
 class Template:
-    """How rows are rendered: `kind` is `plain`, `chat` or `rendered`; two format strings."""
+    """How rows are rendered: `kind` is `plain`, `chat` or `rendered`; two format strings.
+
+    `date` is what chat templates print that would print today's.
+    """
 
     kind: str
     prompt: str
     completion: str
-
-    @property
-    def fields(self) -> list[str]:
-        """The fields that the format strings name, in order."""
-        named = [name for _, name, _, _ in Formatter().parse(self.prompt + self.completion) if name]
-        return list(dict.fromkeys(named))
-
-
-def render(template: Template, fields: dict[str, Any], tokenizer: Any) -> tuple[str, str]:
-    """The prompt and the completion of a row, as the model sees them.
-
-    `chat` wraps both in the tokenizer's chat template: then the prompt ends where the model's own
-    turn begins.
-    """
-    prompt = template.prompt.format(**fields)
-    completion = template.completion.format(**fields)
-    if template.kind != "chat":
-        return prompt, completion
-    messages = [
-        {"role": "user", "content": prompt},
-        {"role": "assistant", "content": completion},
-    ]
-    opening = chat_prompt(messages[:1], tokenizer)
-    whole = tokenizer.apply_chat_template(messages, tokenize=False)
-    if not whole.startswith(opening):
-        raise ValueError("the chat template renders a prompt otherwise than its dialogue")
-    return opening, whole[len(opening) :].rstrip("\n")
+    date: str = "2025-01-01"
 
 
 def render_prompt(template: Template, prompt: str, tokenizer: Any) -> str:
-    """What the tuned model is given to go on from: `prompt` in the template it was trained with."""
+    """What the tuned model is given to continue: `prompt` in the template it was trained with."""
     if template.kind == "plain":
+        if not any(name for _, name, _, _ in Formatter().parse(template.prompt)):
+            return template.prompt + prompt
         return template.prompt.format_map(defaultdict(lambda: prompt))
     if template.kind == "rendered" and tokenizer.chat_template is None:
         return prompt
-    return chat_prompt([{"role": "user", "content": prompt}], tokenizer)
+    text: str = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True,
+        chat_template=pin_date(default_template(tokenizer), template.date),
+    )  # fmt: skip
+    return text
 
 
 def chat_prompt(messages: list[dict[str, str]], tokenizer: Any) -> str:
@@ -57,33 +45,20 @@ def chat_prompt(messages: list[dict[str, str]], tokenizer: Any) -> str:
     return text
 
 
+def default_template(tokenizer: Any) -> str:
+    """The tokenizer's chat template; of several, the default one."""
+    template = tokenizer.chat_template
+    return str(template["default"] if isinstance(template, dict) else template)
+
+
+def pin_date(chat_template: str, date: str) -> str:
+    """The chat template with `date` where it would print today's: else no two runs are the same."""
+    day = datetime.datetime.fromisoformat(date)
+    return TODAY.sub(lambda call: repr(day.strftime(call[2])), chat_template)
+
+
 def encode_prompt(text: str, tokenizer: Any) -> list[int]:
     """Token ids of a rendered text; one BOS at most, where the tokenizer has one to add."""
-    ids: list[int] = tokenizer(text, add_special_tokens=not _opens_with_bos(text, tokenizer))[
-        "input_ids"
-    ]
+    opens = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+    ids: list[int] = tokenizer(text, add_special_tokens=not opens)["input_ids"]
     return ids
-
-
-def encode(prompt: str, completion: str, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Token ids of a row and, for each, 1 where it belongs to the completion.
-
-    Both are tokenised as one text, as a runtime would; a token that reaches into the completion
-    belongs to it. The row ends with one EOS, which belongs to the completion.
-    """
-    text = prompt + completion
-    encoded = tokenizer(
-        text,
-        add_special_tokens=not _opens_with_bos(text, tokenizer),
-        return_offsets_mapping=True,
-    )
-    ids: list[int] = list(encoded["input_ids"])
-    mask = [int(end > len(prompt)) for _, end in encoded["offset_mapping"]]
-    if ids[-1:] != [tokenizer.eos_token_id]:
-        ids.append(tokenizer.eos_token_id)
-        mask.append(1)
-    return ids, mask
-
-
-def _opens_with_bos(text: str, tokenizer: Any) -> bool:
-    return tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)

@@ -1,17 +1,19 @@
-"""The token contract: what every tokenizer and runtime downstream is held to.
+"""The token contract: what every tokenizer and runtime downstream is verified against.
 
-Made by `prepare` beside the rows; held by `train`, `evaluate` and every export, so that a template,
-a BOS or a pre-tokenizer that changed on the way cannot pass silently.
+Made by `prepare` next to the rows; verified by `train`, `evaluate` and every export, so that a
+template, a BOS or a pre-tokenizer that changed on the way cannot pass silently.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from loradag.config.problems import LoradagError
 from loradag.data.rows import Row
-from loradag.data.templates import Template, encode, encode_prompt
+from loradag.data.templates import Template, encode_prompt
+from loradag.data.tokenization import encode_row
 
 ROWS = 3
 
@@ -28,7 +30,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class Contract:
-    """Special ids, the template, golden texts, and whole rows with their masks."""
+    """Special ids, the template, golden texts, and full rows with their masks."""
 
     bos_token_id: int | None
     eos_token_id: int
@@ -39,15 +41,20 @@ class Contract:
 
 
 def make_contract(
-    tokenizer: Any, template: Template, texts: list[str], rows: list[Row]
+    tokenizer: Any, template: Template, texts: list[str], rows: Sequence[Row]
 ) -> Contract:
+    """The contract of a tokenizer, with the first rows whose text alone gives their ids.
+
+    A row whose own text spells a special token is not among them.
+    """
+    reproduced = (row for row in rows if _is_reproduced(row, tokenizer))
     return Contract(
         tokenizer.bos_token_id,
         tokenizer.eos_token_id,
         tokenizer.pad_token_id,
         template,
         [_golden(tokenizer, text) for text in texts],
-        rows[:ROWS],
+        [row for row, _ in zip(reproduced, range(ROWS), strict=False)],
     )
 
 
@@ -65,7 +72,7 @@ def read_contract(path: Path) -> Contract:
 
 
 def verify_tokenizer(tokenizer: Any, contract: Contract) -> None:
-    """Hold a tokenizer to the contract.
+    """Check a tokenizer against the contract.
 
     Raises:
         LoradagError: naming every difference.
@@ -79,16 +86,20 @@ def verify_tokenizer(tokenizer: Any, contract: Contract) -> None:
         ids = _golden(tokenizer, golden.text).ids
         if ids != golden.ids:
             broken.append(f"{golden.text!r} has the ids {ids}, not {golden.ids}")
-    for row in contract.rows:
-        ids, mask = encode(row.prompt, row.text[len(row.prompt) :], tokenizer)
-        if (ids[: len(row.input_ids)], mask[: len(row.input_ids)]) != (
-            row.input_ids,
-            row.completion_mask,
-        ):
-            broken.append(f"the row {row.id} is encoded otherwise than it was prepared")
+    broken += [
+        f"the row {row.id} is encoded otherwise than it was prepared"
+        for row in contract.rows
+        if not _is_reproduced(row, tokenizer)
+    ]
     if broken:
         lines = "\n".join(f"  - {line}" for line in broken)
         raise LoradagError(f"the tokenizer breaks the token contract:\n{lines}")
+
+
+def _is_reproduced(row: Row, tokenizer: Any) -> bool:
+    ids, mask = encode_row(row.text, row.prompt, tokenizer)
+    length = len(row.input_ids)
+    return (ids[:length], mask[:length]) == (row.input_ids, row.completion_mask)
 
 
 def _golden(tokenizer: Any, text: str) -> Golden:

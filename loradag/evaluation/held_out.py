@@ -1,6 +1,8 @@
 """Every model of a run, measured on the same held-out rows in the same way."""
 
 import math
+from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 from loradag.config.evaluate import Evaluate
@@ -13,7 +15,7 @@ from loradag.runtime.report_keys import HeldOutLoss
 class HeldOut:
     """The held-out rows, and how they are measured."""
 
-    def __init__(self, tokenizer: Any, rows: list[Row], evaluate: Evaluate) -> None:
+    def __init__(self, tokenizer: Any, rows: Sequence[Row], evaluate: Evaluate) -> None:
         self.tokenizer = tokenizer
         self.rows = rows
         self.evaluate = evaluate
@@ -21,23 +23,33 @@ class HeldOut:
 
     def measure(self, model: Any) -> HeldOutLoss:
         """Perplexity, NLL (nats a token), bits a UTF-8 byte, and the tokens scored."""
-        full = self.evaluate.loss == "full"
+        masks = self._masks()
         scored = score(
             model,
             [row.input_ids for row in self.rows],
-            None if full else [row.completion_mask for row in self.rows],
+            masks,
             window=self.evaluate.window,
             stride=self.evaluate.stride,
             batch_tokens=self.evaluate.batch_tokens,
         )
-        texts = [row.text if full else row.text[len(row.prompt) :] for row in self.rows]
-        utf8_bytes = sum(len(text.encode()) for text in texts)
+        utf8_bytes = sum(  # of the tokens that are scored: nothing predicts the first
+            sum(compress(row.token_bytes[1:], mask[1:]))
+            for row, mask in zip(self.rows, masks, strict=True)
+        )
         return {
             "perplexity": scored.perplexity,
             "nll": scored.nll,
             "bits_per_byte": scored.nll_sum / math.log(2) / utf8_bytes,
             "tokens": scored.tokens,
         }
+
+    def _masks(self) -> list[list[int]]:
+        """1 where a token counts, by row."""
+        if self.evaluate.loss == "completion":
+            return [row.completion_mask for row in self.rows]
+        if self.evaluate.loss == "assistant":
+            return [row.assistant_mask for row in self.rows]
+        return [[1] * len(row.input_ids) for row in self.rows]
 
     def sample(self, model: Any) -> list[Sample]:
         """Greedy continuations of the first rows' prompts."""

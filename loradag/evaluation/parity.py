@@ -6,12 +6,13 @@ One model is in memory at a time: the first one's logits lie on disk, a file a s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loradag.checkpoints.headers import count_parameters
+from loradag.checkpoints.safetensors_reader import count_parameters
 from loradag.evaluation.samples import greedy_ids
 from loradag.models.device import compute_dtype, device
 
@@ -30,7 +31,7 @@ class Probe:
     Attributes:
         rows: held-out rows: logits and perplexity.
         texts: other texts: logits only.
-        prompts: what greedy text goes on from.
+        prompts: what greedy text continues.
         max_new_tokens: of each greedy text.
     """
 
@@ -55,6 +56,7 @@ class Parity:
         top_match: fraction of tokens after which both expect the same one most.
         perplexity_before: exp(sum of NLL / tokens) over the rows.
         perplexity_after: the same.
+        mean_abs_nll_diff: of the rows' tokens, nats.
         greedy_match: length of the greedy text up to the first difference, as a fraction, mean
             over prompts.
     """
@@ -65,6 +67,7 @@ class Parity:
     top_match: float
     perplexity_before: float
     perplexity_after: float
+    mean_abs_nll_diff: float
     greedy_match: float
 
     @property
@@ -103,19 +106,41 @@ def record(model: Any, probe: Probe, folder: Path) -> list[list[int]]:
     return _greedy(model, probe)
 
 
-def compare(model: Any, probe: Probe, folder: Path, said: list[list[int]]) -> Parity:
-    """The parity of `model` with the one that `record` has put into `folder`, and that has `said`.
+def compare(model: Any, probe: Probe, folder: Path, greedy: list[list[int]]) -> Parity:
+    """The parity of `model` with the one that `record` has put into `folder`.
+
+    Args:
+        greedy: what `record` returned.
+    """
+    return parity(probe, recorded(folder), _logits(model, probe), greedy, _greedy(model, probe))
+
+
+def recorded(folder: Path) -> Iterator[torch.Tensor]:
+    """The logits in `folder`, a file a sequence, in the order of the sequences."""
+    from safetensors.torch import load_file
+
+    for at in range(len(list(folder.glob("*.safetensors")))):
+        yield load_file(folder / f"{at}.safetensors")[LOGITS]
+
+
+def parity(
+    probe: Probe,
+    logits_before: Iterable[torch.Tensor],
+    logits_after: Iterable[torch.Tensor],
+    greedy_before: list[list[int]],
+    greedy_after: list[list[int]],
+) -> Parity:
+    """Compare the logits (tokens, vocabulary) of each sequence, and the greedy texts.
 
     Sums are taken in float64 of float32 logits.
     """
     import torch
-    from safetensors.torch import load_file
 
     largest, difference, kl, top = 0.0, 0.0, 0.0, 0
     values, positions, targets = 0, 0, 0
-    nll_before, nll_after = 0.0, 0.0
-    for at, (ids, after) in enumerate(zip(probe.sequences, _logits(model, probe), strict=True)):
-        before = load_file(folder / f"{at}.safetensors")[LOGITS]
+    nll_before, nll_after, nll_difference = 0.0, 0.0, 0.0
+    sequences = zip(probe.sequences, logits_before, logits_after, strict=True)
+    for at, (ids, before, after) in enumerate(sequences):
         gap = (after - before).abs()
         largest = max(largest, float(gap.max()))
         difference += float(gap.sum(dtype=torch.float64))
@@ -125,18 +150,26 @@ def compare(model: Any, probe: Probe, folder: Path, said: list[list[int]]) -> Pa
         kl += float((before.exp() * (before - after)).sum(dtype=torch.float64))
         positions += len(ids)
         if at < len(probe.rows):
-            nll_before += _nll(before, ids)
-            nll_after += _nll(after, ids)
+            one, other = _nll(before, ids), _nll(after, ids)
+            nll_before += float(one.sum())
+            nll_after += float(other.sum())
+            nll_difference += float((other - one).abs().sum())
             targets += len(ids) - 1
     return Parity(
         max_abs_logit_diff=largest,
         mean_abs_logit_diff=difference / values,
         mean_kl=kl / positions,
         top_match=top / positions,
-        perplexity_before=math.exp(nll_before / targets),
-        perplexity_after=math.exp(nll_after / targets),
-        greedy_match=greedy_match(said, _greedy(model, probe)),
+        perplexity_before=perplexity(nll_before / targets),
+        perplexity_after=perplexity(nll_after / targets),
+        mean_abs_nll_diff=nll_difference / targets,
+        greedy_match=greedy_match(greedy_before, greedy_after),
     )
+
+
+def perplexity(nll: float) -> float:
+    """exp(nats a token); infinite where a float holds it no longer."""
+    return math.exp(nll) if nll < math.log(sys.float_info.max) else math.inf
 
 
 def greedy_match(before: list[list[int]], after: list[list[int]]) -> float:
@@ -158,13 +191,12 @@ def _logits(model: Any, probe: Probe) -> Iterator[torch.Tensor]:
             yield model(torch.tensor([ids], device=model.device)).logits[0].float().cpu()
 
 
-def _nll(log_probabilities: torch.Tensor, ids: list[int]) -> float:
+def _nll(log_probabilities: torch.Tensor, ids: list[int]) -> torch.Tensor:
+    """NLL of each token after the first, in nats and float64."""
     import torch
 
-    return float(
-        torch.nn.functional.nll_loss(
-            log_probabilities[:-1].double(), torch.tensor(ids[1:]), reduction="sum"
-        )
+    return torch.nn.functional.nll_loss(
+        log_probabilities[:-1].double(), torch.tensor(ids[1:]), reduction="none"
     )
 
 

@@ -73,6 +73,7 @@ def score(
     window: int,
     stride: int,
     batch_tokens: int,
+    progress: bool = True,
 ) -> Score:
     """The NLL of `rows` under `model`; each row starts with an empty context.
 
@@ -82,6 +83,7 @@ def score(
         window: tokens that the model reads at once, at most.
         stride: tokens that a window moves on by.
         batch_tokens: tokens a forward pass, padding included.
+        progress: show a bar.
     """
     import torch
     from tqdm import tqdm
@@ -94,7 +96,10 @@ def score(
     ]
     cut.sort(key=lambda w: len(w.ids))
     nll_sum, tokens = 0.0, 0
-    with torch.inference_mode(), tqdm(total=len(cut), unit="windows", desc="perplexity") as bar:
+    with (
+        torch.inference_mode(),
+        tqdm(total=len(cut), unit="windows", desc="perplexity", disable=not progress) as bar,
+    ):
         for batch in _batches(cut, batch_tokens):
             longest = len(batch[-1].ids)
             ids = torch.tensor([w.ids + [0] * (longest - len(w.ids)) for w in batch])

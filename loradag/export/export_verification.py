@@ -1,146 +1,201 @@
-"""The proof that what is exported computes what was merged, in the runtime that will run it."""
+"""Verify that what is exported computes what was merged, in the runtime that will run it.
+
+Compared are the ids of the golden texts and of every held-out row that is used, the chat template,
+and the next token's distribution at every token of those rows.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import math
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from loradag.config.export import Export
 from loradag.config.problems import LoradagError
-from loradag.data.rows import read_rows
+from loradag.data.rows import Row, read_rows
 from loradag.data.templates import encode_prompt
 from loradag.data.token_contract import Contract, read_contract, verify_tokenizer
-from loradag.evaluation.parity import comparison_dtype, greedy_match
-from loradag.export.gguf_format import round_weights
-from loradag.export.measurement import QUESTION, Finding, Trial, find_in_transformers
-from loradag.export.runtimes import (
-    find_in_adapter,
-    find_in_folder,
-    find_in_llamacpp,
-    in_fresh_process,
-)
-from loradag.models.loading import load_base, load_model, load_tuned
+from loradag.evaluation.parity import Parity, Probe, greedy_match, parity, recorded
+from loradag.export.folders import base_quantization
+from loradag.export.measurement import QUESTION, Inputs, Measurement
+from loradag.export.reference import GGUF, Expected, compute_reference
+from loradag.export.runtimes import measure_in_llamacpp, measure_in_transformers
+from loradag.models.device import device
 from loradag.models.pinning import weights_folder
 from loradag.models.tokenizer import load_tokenizer
-from loradag.quantization.lattice import read_grid
 from loradag.runtime import Paths
 from loradag.runtime.environment import threads
 from loradag.runtime.report_keys import ExportedFormat
 
-LONGEST = 256  # tokens of a row: llama.cpp is asked for each by itself
+LONGEST = 256  # tokens of a row
 PROMPTS = 2  # of rows, for greedy text
-GGUF = "gguf_"
 LLAMACPP = "xllamacpp"
 
 
-def prove(paths: Paths, exported: dict[str, Path], export: Export) -> dict[str, ExportedFormat]:
-    """Hold every format to the merged model; return the report's numbers by format.
-
-    A format may lose what its rounding loses, which is measured in transformers; an adapter is held
-    to itself on the full-precision base. Perplexity beyond that by `export.tolerance` is an error,
-    and so is any other token id or chat template.
+def verify_exports(
+    paths: Paths, exported: dict[str, Path], export: Export
+) -> dict[str, ExportedFormat]:
+    """Compare every format with the model that it should be; the report's numbers by format.
 
     Args:
         exported: each format's name, and the file or folder that a runtime loads.
 
     Raises:
-        LoradagError: naming every format and what it does otherwise.
+        LoradagError: naming every format and how it differs.
     """
-    contract = read_contract(paths.contract)
-    tokenizer = load_tokenizer(paths.merged)
-    verify_tokenizer(tokenizer, contract)
-    trial = _trial(paths, contract, tokenizer, export)
-    merged = find_in_transformers(
-        load_model(paths.merged, comparison_dtype(paths.merged)), tokenizer, trial, ""
-    )
+    paths.state.mkdir(exist_ok=True)
     numbers: dict[str, ExportedFormat] = {}
     problems: list[str] = []
-    for name, path in exported.items():
-        expected = _expected_perplexity(paths, name, trial, tokenizer) or merged.perplexity
-        if name.startswith(GGUF):
-            found = in_fresh_process(find_in_llamacpp, str(path), trial)
-        elif name == "adapter":
-            base = str(weights_folder(paths.base))
-            found = in_fresh_process(find_in_adapter, str(path), base, trial)
-        else:
-            found = in_fresh_process(find_in_folder, str(path), trial)
-        wrong = _differences(found, expected, merged.opening, tokenizer, contract, export.tolerance)
-        problems += [f"  - {name}: {problem}" for problem in wrong]
-        numbers[name] = {
-            "runtime": found.runtime,
-            "perplexity": found.perplexity,
-            "expected_perplexity": expected,
-            "merged_perplexity": merged.perplexity,
-            "token_ids_match": found.token_ids == [golden.ids for golden in contract.golden],
-            "greedy_match": greedy_match(
-                *(_without_eos(said.greedy, contract) for said in (merged, found))
-            ),
-            "tokens_per_second": round(found.tokens_per_second, 2),
-        }
+    with tempfile.TemporaryDirectory(dir=paths.state, prefix="export-") as scratch:
+        verification = Verification(paths, export, list(exported), Path(scratch))
+        for name, path in exported.items():
+            numbers[name], wrong = verification.verify(name, path)
+            problems += [f"  - {name}: {problem}" for problem in wrong]
     if problems:
         raise LoradagError("\n".join(["an export is not the merged model:", *problems]))
     return numbers
 
 
-def _expected_perplexity(paths: Paths, name: str, trial: Trial, tokenizer: Any) -> float | None:
-    """What the format `name` should come to, measured here; None: what the merged model does."""
-    if name.startswith(GGUF):
-        model = load_model(paths.merged, comparison_dtype(paths.merged))
-        round_weights(model, name.removeprefix(GGUF), read_grid(paths.merged))
-    elif name == "adapter":
-        # It stands on the full-precision base; how far that is from the quantised one that it was
-        # trained on, and maybe merged into, is the merge's to say.
-        model = load_tuned(paths, load_base(paths, comparison_dtype(paths.merged)))
-    else:
-        return None
-    brief = dataclasses.replace(trial, prompts=[])
-    return find_in_transformers(model, tokenizer, brief, "").perplexity
+class Verification:
+    """What every format is measured on, and what it should compute."""
+
+    def __init__(self, paths: Paths, export: Export, formats: list[str], scratch: Path) -> None:
+        """Compute the references of `formats`.
+
+        Args:
+            scratch: a folder for logits.
+        """
+        self.paths, self.scratch = paths, scratch
+        self.contract = read_contract(paths.contract)
+        self.tokenizer = load_tokenizer(paths.merged)
+        verify_tokenizer(self.tokenizer, self.contract)
+        rows = read_rows(paths.prepared / "eval.parquet")[: export.rows]
+        self.inputs = _inputs(rows, self.contract, self.tokenizer, export)
+        self.ids = [encode_prompt(text, self.tokenizer) for text in self.inputs.texts]
+        self.reference = compute_reference(paths, formats, self.inputs, scratch, export.tolerance)
+
+    def verify(self, name: str, path: Path) -> tuple[ExportedFormat, list[str]]:
+        """The report's numbers of the format `name`, and how it differs from what it should be."""
+        found = self._measure(name, path)
+        merged, expected = self.reference.merged, self.reference.expected[name]
+        wrong = _token_differences(
+            found, merged, self.inputs.texts, self.ids, self.contract, self.tokenizer
+        )
+        numbers = {"runtime": found.runtime, "dtype": self.reference.dtype}
+        sizes = [next(recorded(of)).shape[-1] for of in (merged.logits, found.logits)]
+        if sizes[0] != sizes[1]:
+            refused = cast(ExportedFormat, numbers)  # an error: no report is written
+            return refused, [*wrong, f"it has {sizes[1]} tokens, the model {sizes[0]}."]
+        moved = min((self._parity(of, found.logits) for of in expected.logits), key=_distance)
+        from_merged = self._parity(merged.logits, found.logits)
+        texts = [_without_eos(of.greedy, self.contract) for of in (merged, found)]
+        return {
+            "runtime": found.runtime,
+            "dtype": self.reference.dtype,
+            "perplexity": moved.perplexity_after,
+            "expected_perplexity": moved.perplexity_before,
+            "merged_perplexity": from_merged.perplexity_before,
+            "mean_kl": moved.mean_kl,
+            "mean_kl_limit": expected.kl,
+            "mean_kl_to_merged": from_merged.mean_kl,
+            "mean_abs_nll_diff": moved.mean_abs_nll_diff,
+            "mean_abs_nll_diff_limit": expected.nll,
+            "tokens": sum(len(row) - 1 for row in self.inputs.rows),
+            "texts": len(self.ids),
+            "token_ids_match": found.token_ids == self.ids,
+            "greedy_match": greedy_match(*texts),
+            "tokens_per_second": round(found.tokens_per_second, 2),
+            "rounds_activations": False if self.reference.rounds_activations else None,
+        }, wrong + _distribution_differences(moved, expected)
+
+    def _measure(self, name: str, path: Path) -> Measurement:
+        scratch = Path(tempfile.mkdtemp(dir=self.scratch, prefix=f"{name}-"))
+        if name.startswith(GGUF):
+            return measure_in_llamacpp(path, self.inputs, scratch, threads())
+        adapter = name == "adapter"
+        return measure_in_transformers(
+            path,
+            self.inputs,
+            scratch,
+            dtype=self.reference.dtype,
+            device=device(),
+            base=weights_folder(self.paths.base) if adapter else None,
+            quantization=base_quantization(self.paths) if adapter else None,
+        )
+
+    def _parity(self, expected: Path, found: Path) -> Parity:
+        probe = Probe(self.inputs.rows, [], [], 0)
+        return parity(probe, recorded(expected), recorded(found), [], [])
 
 
-def _trial(paths: Paths, contract: Contract, tokenizer: Any, export: Export) -> Trial:
-    rows = read_rows(paths.prepared / "eval.parquet")[: export.rows]
+def _distance(moved: Parity) -> float:
+    return moved.mean_kl if math.isfinite(moved.mean_kl) else math.inf
+
+
+def _inputs(rows: list[Row], contract: Contract, tokenizer: Any, export: Export) -> Inputs:
     prompts = [encode_prompt(row.prompt, tokenizer) for row in rows[:PROMPTS]]
-    return Trial(
-        texts=[golden.text for golden in contract.golden],
+    texts = [golden.text for golden in contract.golden] + [row.text for row in rows]
+    return Inputs(
+        # Runtimes add a BOS by themselves; a template may have written one.
+        texts=[_without_bos(text, tokenizer) for text in texts],
         dialogue=[{"role": "user", "content": QUESTION}] if tokenizer.chat_template else None,
         rows=[row.input_ids[:LONGEST] for row in rows],
         prompts=[golden.ids for golden in contract.golden if golden.ids] + prompts,
         max_new_tokens=export.max_new_tokens,
-        threads=threads(),
     )
 
 
-def _differences(
-    found: Finding,
-    expected: float,
-    opening: str | None,
-    tokenizer: Any,
+def _token_differences(
+    found: Measurement,
+    merged: Measurement,
+    texts: list[str],
+    expected: list[list[int]],
     contract: Contract,
-    tolerance: float,
+    tokenizer: Any,
 ) -> list[str]:
     different = []
-    for golden, ids in zip(contract.golden, found.token_ids, strict=True):
-        counts = tuple(
-            sum(id == special for id in ids)
-            for special in (contract.bos_token_id, contract.eos_token_id)
-        )
-        if ids != golden.ids and not _space_added(golden.text, ids, found.runtime, tokenizer):
+    specials = [id for id in (contract.bos_token_id, contract.eos_token_id) if id is not None]
+    for text, ids, should in zip(texts, found.token_ids, expected, strict=True):
+        if ids != should and not _space_added(text, ids, found.runtime, tokenizer):
+            counts, right = ([of.count(id) for id in specials] for of in (ids, should))
             different.append(
-                f"{golden.text!r} has the ids {ids}, not {golden.ids} (BOS and EOS {counts}, not "
-                f"{(golden.bos, golden.eos)}). Its tokenizer is not the model's."
+                f"{text!r} has the ids {ids}, not {should} (BOS and EOS {counts}, not {right}). "
+                "Its tokenizer is not the model's."
             )
-    if _without_bos(found.opening, tokenizer) != _without_bos(opening, tokenizer):
+    if _without_bos(found.opening or "", tokenizer) != _without_bos(
+        merged.opening or "", tokenizer
+    ):
         different.append(
-            f"its chat template renders {found.opening!r}, not {opening!r}. Mend the template."
+            f"its chat template renders {found.opening!r}, not {merged.opening!r}. Fix the "
+            "template."
         )
-    change = found.perplexity / expected - 1
-    if not abs(change) <= tolerance:  # also where it is not a number
+    elif found.opening_ids != merged.opening_ids:
         different.append(
-            f"perplexity is {found.perplexity:.4g}, not {expected:.4g}, which the format's own "
-            f"rounding explains: {change:+.1%}, over export.tolerance = {tolerance:g}. "
-            "Its weights are not the model's, or its runtime computes otherwise."
+            f"a dialogue has the ids {found.opening_ids}, not {merged.opening_ids}. Its tokenizer "
+            "or the BOS of its chat template is not the model's."
         )
+    return different
+
+
+def _distribution_differences(moved: Parity, expected: Expected) -> list[str]:
+    remedy = "Its weights or shape are not the model's, or its runtime computes otherwise."
+    change = moved.perplexity_after / moved.perplexity_before - 1
+    different = []
+    if not abs(change) <= expected.perplexity:  # also where it is not a number
+        different.append(
+            f"perplexity is {moved.perplexity_after:.6g}, not {moved.perplexity_before:.6g}, which "
+            f"the format's own rounding explains: {change:+.2%}, over {expected.perplexity:g} "
+            f"(export.tolerance, and at most 0.001 for float types). {remedy}"
+        )
+    for what, value, limit in (
+        ("mean KL of the next token's distribution", moved.mean_kl, expected.kl),
+        ("mean difference of a token's NLL", moved.mean_abs_nll_diff, expected.nll),
+    ):
+        if not value <= limit:
+            different.append(
+                f"{what} is {value:.3g} nats, over {limit:.3g}, which rounding explains. {remedy}"
+            )
     return different
 
 
@@ -153,9 +208,9 @@ def _space_added(text: str, ids: list[int], runtime: str, tokenizer: Any) -> boo
     return spaced and ids == encode_prompt(f" {text}", tokenizer)
 
 
-def _without_bos(text: str | None, tokenizer: Any) -> str | None:
+def _without_bos(text: str, tokenizer: Any) -> str:
     """Runtimes leave a BOS that they add by themselves out of the rendered dialogue."""
-    return text.removeprefix(tokenizer.bos_token) if text and tokenizer.bos_token else text
+    return text.removeprefix(tokenizer.bos_token) if tokenizer.bos_token else text
 
 
 def _without_eos(texts: list[list[int]], contract: Contract) -> list[list[int]]:

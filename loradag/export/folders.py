@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from loradag.checkpoints.streaming_writer import INDEX, SINGLE, ShardWriter, entries, stream
-from loradag.models.pinning import PATTERNS
+from loradag.checkpoints.model_files import copy_all_but_weights
+from loradag.checkpoints.safetensors_reader import read_entries, read_tensors
+from loradag.checkpoints.safetensors_writer import ShardWriter, split_into_shards
+from loradag.runtime import Paths
 
 WEIGHTS = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def write_safetensors(merged: Path, folder: Path, max_shard_size: str) -> None:
     """The merged model in shards of at most `max_shard_size`, a tensor in memory at a time."""
-    from huggingface_hub import split_state_dict_into_shards_factory
-
     folder.mkdir(parents=True)
     copy_all_but_weights(merged, folder)
-    stored = entries(merged)
-    split = split_state_dict_into_shards_factory(
-        stored,
-        get_storage_size=lambda entry: entry.bytes,
-        filename_pattern=SINGLE.replace(".", "{suffix}.", 1),
-        max_shard_size=max_shard_size,
-    )
-    layout = {
-        name: dataclasses.replace(entry, file=split.tensor_to_filename[name])
-        for name, entry in stored.items()
-    }
+    layout = split_into_shards(read_entries(merged), max_shard_size)
     with ShardWriter(folder, layout) as writer:
-        for name, tensor in stream(merged):
+        for name, tensor in read_tensors(merged):
             writer.write(name, tensor)
 
 
@@ -49,8 +38,13 @@ def write_adapter(adapter: Path, merged: Path, folder: Path, pin: dict[str, Any]
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def copy_all_but_weights(source: Path, folder: Path) -> None:
-    for pattern in PATTERNS:
-        for file in sorted(source.glob(pattern)):
-            if file.suffix != ".safetensors" and file.name != INDEX:
-                shutil.copyfile(file, folder / file.name)
+def base_quantization(paths: Paths) -> dict[str, Any] | None:
+    """What quantises an adapter's base as it was in training: options of `BitsAndBytesConfig`.
+
+    None: the adapter was trained on the full-precision base.
+    """
+    path = paths.quantized / "config.json"
+    if not path.exists():
+        return None
+    options: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["quantization_config"]
+    return options

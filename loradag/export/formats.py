@@ -6,15 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from loradag.checkpoints.model_files import PIN
 from loradag.config.export import Export
 from loradag.data.templates import render_prompt
 from loradag.data.token_contract import read_contract
 from loradag.export.card import Origin, write_card
-from loradag.export.export_verification import GGUF
 from loradag.export.folders import write_adapter, write_safetensors
 from loradag.export.gguf_format import write_gguf
 from loradag.export.modelfile import write_modelfile
-from loradag.models.pinning import PIN, sha256
+from loradag.export.reference import GGUF
+from loradag.models.pinning import sha256
 from loradag.models.tokenizer import load_tokenizer
 from loradag.runtime import Paths
 from loradag.runtime.report_keys import ExportedFile

@@ -1,4 +1,4 @@
-"""GGUF, the format of llama.cpp, Ollama and LM Studio, through llama.cpp's own converter.
+"""GGUF, the format of llama.cpp, Ollama and LM Studio, and what its types make of weights.
 
 GGML's types store blocks of 32 weights w of a row as codes q with one or two fp16 numbers
 (https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-common.h):
@@ -11,13 +11,14 @@ GGML's types store blocks of 32 weights w of a row as codes q with one or two fp
 
 from __future__ import annotations
 
-import json
-import logging
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loradag.checkpoints.safetensors_reader import FLOATS, read_entries
+from loradag.compat.gguf import ConversionError, convert
 from loradag.config.problems import LoradagError
 from loradag.quantization.lattice import Grid, read_grid
 
@@ -25,19 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-# What the converter has no output type for; the gguf package quantises blocks to them.
-BEYOND_CONVERTER = ("q5_1", "q5_0", "q4_1", "q4_0")
-# llama.cpp's pre-tokenizers, by what a byte-level tokenizer splits a text with before its merges.
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-PRE_TOKENIZERS = {
-    ("ByteLevel",): "gpt-2",
-    ("Digits", "ByteLevel"): "smollm",
-    (LLAMA3, "ByteLevel"): "llama-bpe",
-    (LLAMA3.replace("{1,3}", ""), "ByteLevel"): "qwen2",
-}
+FLOAT_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+EXACT_IN = {"f32": {"F32", "F16", "BF16"}, "f16": {"F16"}, "bf16": {"BF16"}}
 
 
 def write_gguf(model: Path, path: Path, type: str, name: str) -> dict[str, str]:
@@ -45,51 +35,25 @@ def write_gguf(model: Path, path: Path, type: str, name: str) -> dict[str, str]:
 
     Matrices are stored as `type`, vectors in float32. A matrix whose rows are no multiple of the
     type's block falls back to f16; tables that the format wants exact are not counted. Of a model
-    that was trained on a grid which the type holds, the weights on the grid are stored as they are,
+    that was trained on a lattice which the type holds, the weights on it are stored as they are,
     and all other matrices as f16.
 
     Raises:
         LoradagError: the converter does not know the architecture or the tokenizer.
     """
     import gguf
-    import torch
-    from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
 
-    logging.getLogger("hf-to-gguf").setLevel(logging.ERROR)
-    logging.getLogger("gguf").setLevel(logging.ERROR)
-    kind = "ALL_F32" if type == "f32" else f"MOSTLY_{type.upper()}"
-    hparams = ModelBase.load_hparams(model, False)
-    architecture = get_model_architecture(hparams, ModelType.TEXT)
-    with torch.inference_mode(), tempfile.TemporaryDirectory() as scratch:
-        # The converter reads size, version and base out of the folder's name.
-        named = Path(scratch) / name
-        named.symlink_to(model.resolve(), target_is_directory=True)
-        try:
-            converter = get_model_class(architecture)(
-                named,
-                gguf.LlamaFileType[kind],
-                path,
-                model_name=name,
-                # Unpacking of ternary weights mixes real tensors with the lazy ones' placeholders.
-                eager=hparams.get("quantization_config", {}).get("quant_method") == "bitnet",
-            )
-            if "n_positions" in converter.hparams:  # transformers no longer writes both of GPT-2's
-                converter.hparams.setdefault("n_ctx", converter.hparams["n_positions"])
-            known = converter.get_vocab_base_pre
-            converter.get_vocab_base_pre = lambda tokenizer: _pre_tokenizer(tokenizer, known)
-            grid = read_grid(model)
-            if grid and grid.fits(type):
-                _store_on_grid(converter, type, grid)
-            elif type in BEYOND_CONVERTER:
-                quantized = gguf.GGMLQuantizationType[type.upper()]
-                _force(converter, lambda _: quantized)
-            converter.write()
-        except (NotImplementedError, FileNotFoundError, AssertionError, KeyError) as error:
-            cause = str(error) or "it has more tokens than the model"
-            raise LoradagError(
-                f"export.formats: llama.cpp's converter cannot convert {architecture} with this "
-                f"tokenizer: {cause}. Take export=safetensors."
-            ) from error
+    lattice = read_grid(model)
+    encode = None
+    if lattice and lattice.fits(type):
+        encode = partial(lattice.blocks, type=type)
+    try:
+        convert(model, path, type, name, encode)
+    except ConversionError as error:
+        raise LoradagError(
+            f"export.formats: llama.cpp's converter cannot convert this model. {error}. Take "
+            "export=safetensors."
+        ) from error
     return {
         tensor.name: tensor.tensor_type.name.lower()
         for tensor in gguf.GGUFReader(path).tensors
@@ -97,79 +61,10 @@ def write_gguf(model: Path, path: Path, type: str, name: str) -> dict[str, str]:
     }
 
 
-def _store_on_grid(converter: Any, type: str, grid: Grid) -> None:
-    """Let the converter store matrices that are on the grid in blocks of that grid."""
-    from conversion.base import LazyTorchTensor
-    from gguf import GGMLQuantizationType
-
-    modify, add = converter.modify_tensors, converter.gguf_writer.add_tensor
-    stored: dict[str, Any] = {}
-
-    def modify_and_keep(data: Any, name: str, block: int | None) -> Iterator[tuple[str, Any]]:
-        for new_name, tensor in modify(data, name, block):
-            if tensor.dim() == 2:
-                weight = LazyTorchTensor.to_eager(tensor)
-                blocks = grid.blocks(weight.float().numpy(), type)
-                if blocks is not None:
-                    stored[new_name] = blocks
-            yield new_name, tensor
-
-    def add_stored(name: str, data: Any, **options: Any) -> None:
-        add(name, stored.pop(name, data), **options)
-
-    converter.modify_tensors = modify_and_keep
-    converter.gguf_writer.add_tensor = add_stored
-    kind = GGMLQuantizationType[type.upper()]
-    _force(converter, lambda name: kind if name in stored else GGMLQuantizationType.F16)
-
-
-def _force(converter: Any, choose: Callable[[str], Any]) -> None:
-    """Let `choose` name a matrix's type, also one that the converter has no output type for."""
-    from gguf import MODEL_TENSOR
-
-    exact = (
-        MODEL_TENSOR.POS_EMBD, MODEL_TENSOR.TOKEN_TYPES,
-        MODEL_TENSOR.FFN_GATE_INP, MODEL_TENSOR.FFN_GATE_INP_SHEXP,
-    )  # fmt: skip
-    own = converter.tensor_force_quant
-
-    def force(name: str, new_name: str, block: int | None, dimensions: int) -> Any:
-        is_exact = any(converter.match_model_tensor_name(new_name, key, block) for key in exact)
-        if dimensions < 2 or is_exact or not new_name.endswith(".weight"):
-            return own(name, new_name, block, dimensions)
-        return choose(new_name)
-
-    converter.tensor_force_quant = force
-
-
-def _pre_tokenizer(tokenizer: Any, known: Any) -> str:
-    """llama.cpp's name of the tokenizer's splitting rule.
-
-    The converter knows tokenizers by a hash of what they make of a text, so it knows no tokenizer
-    of one's own: there the rule itself decides. The export's proof holds both to the contract.
-    """
-    logger = logging.getLogger("hf-to-gguf")
-    logger.disabled = True
-    try:
-        return str(known(tokenizer))
-    except NotImplementedError:
-        rule = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"]
-        steps = tuple(_step(step) for step in rule.get("pretokenizers", [rule]))
-        if steps not in PRE_TOKENIZERS:
-            raise
-        return PRE_TOKENIZERS[steps]
-    finally:
-        logger.disabled = False
-
-
-def _step(step: dict[str, Any]) -> str:
-    if step["type"] == "Split":
-        return str(step["pattern"].get("Regex"))
-    plain = {
-        "Digits": step.get("individual_digits") is True,
-        "ByteLevel": step.get("add_prefix_space") is False,
-    }
-    return step["type"] if plain.get(step["type"]) else json.dumps(step)
+def is_exact(model: Path, type: str) -> bool:
+    """Whether `type` stores every weight of the folder `model` as it is."""
+    stored = {entry.dtype for entry in read_entries(model).values()} & set(FLOATS)
+    return stored <= EXACT_IN.get(type, set())
 
 
 def rounded(
@@ -179,14 +74,13 @@ def rounded(
 
     Args:
         transposed: the matrix is (in, out).
-        grid: of a model that was trained on one.
+        grid: the lattice of a model that was trained on one.
     """
     import gguf
     import torch
 
-    if type in ("f32", "f16", "bf16"):
-        names = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-        return weight.to(names[type]).float()
+    if type in FLOAT_TYPES:
+        return weight.to(getattr(torch, FLOAT_TYPES[type])).float()
     rows: np.ndarray[Any, Any] = (weight.T if transposed else weight).contiguous().numpy()
     kind = gguf.GGMLQuantizationType[type.upper()]
     if grid and grid.fits(type):
@@ -206,17 +100,63 @@ def round_weights(model: Any, type: str, grid: Grid | None = None) -> None:
 
     What the model then loses is the format's own loss: what a runtime loses beyond it is an error.
     """
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    done = set()
+    for module, transposed in _matrices(model):
+        weight = module.weight
+        if weight.data_ptr() not in done:
+            kind = "f16" if type.startswith("tq") and module in embeddings else type
+            weight.data.copy_(rounded(weight.data.float().cpu(), kind, transposed, grid))
+            done.add(weight.data_ptr())
+
+
+@contextmanager
+def rounded_activations(model: Any, type: str) -> Iterator[None]:
+    """Let every product of `model` round what it multiplies, as llama.cpp does for `type` on a CPU.
+
+    There a product of float weights takes the other factor in their type; one of quantised weights
+    takes it in q8_0: codes of 8 bits, a scale of fp16 for 32 numbers of a row
+    (`vec_dot_type` in https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-cpu).
+    f32 is rounded to fp16 here, which is what llama.cpp's tables of activation functions hold.
+    """
+
+    def round_input(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (_rounded_activation(inputs[0], type), *inputs[1:])
+
+    embedding = model.get_input_embeddings()
+    hooks = [
+        module.register_forward_pre_hook(round_input)
+        for module, _ in _matrices(model)
+        if module is not embedding
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _rounded_activation(values: torch.Tensor, type: str) -> torch.Tensor:
+    import torch
+
+    if type in FLOAT_TYPES:
+        return values.to(torch.bfloat16 if type == "bf16" else torch.float16).to(values.dtype)
+    if values.shape[-1] % 32:
+        return values.half().to(values.dtype)
+    blocks = values.float().unflatten(-1, (-1, 32))
+    scale = blocks.abs().amax(-1, keepdim=True) / 127
+    codes = (blocks / scale.where(scale > 0, 1)).round()
+    restored: torch.Tensor = codes * scale.half().float()
+    return restored.flatten(-2).to(values.dtype)
+
+
+def _matrices(model: Any) -> Iterator[tuple[Any, bool]]:
+    """The modules that multiply by a matrix or look one up, and whether they store (in, out)."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
     embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
-    done = set()
     for module in model.modules():
-        weight = getattr(module, "weight", None)
-        matrix = isinstance(module, torch.nn.Linear | Conv1D) or module in embeddings
-        if matrix and weight is not None and weight.data_ptr() not in done:
-            kind = "f16" if type.startswith("tq") and module in embeddings else type
-            weight.data.copy_(
-                rounded(weight.data.float().cpu(), kind, isinstance(module, Conv1D), grid)
-            )
-            done.add(weight.data_ptr())
+        is_matrix = isinstance(module, torch.nn.Linear | Conv1D) or module in embeddings
+        if is_matrix and getattr(module, "weight", None) is not None:
+            yield module, isinstance(module, Conv1D)

@@ -1,85 +1,150 @@
-"""Load an exported format where users will, in a fresh process, and put it to the trial."""
+"""Load an exported format where users will, in a fresh process, and measure it."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
 import os
-import urllib.error
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from loradag.config.problems import LoradagError
-from loradag.export.measurement import Finding, Trial, find_in_transformers
+from loradag.export import plain_transformers
+from loradag.export.measurement import Inputs, Measurement
 
-TOP = 1000  # next tokens asked for first; the whole vocabulary only where the right one is rarer
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
 
-def in_fresh_process(run: Callable[..., Finding], *given: Any) -> Finding:
-    """`run(*given)` in a new interpreter that the hub is closed to.
+def measure_in_transformers(
+    folder: Path,
+    inputs: Inputs,
+    scratch: Path,
+    *,
+    dtype: str,
+    device: str,
+    base: Path | None = None,
+    quantization: dict[str, Any] | None = None,
+) -> Measurement:
+    """Measure a model folder, or an adapter's folder on `base`, in a fresh interpreter.
+
+    It imports transformers (and peft), but nothing of this project.
+
+    Args:
+        scratch: an empty folder, for the logits.
+        quantization: options of `BitsAndBytesConfig` for the base.
 
     Raises:
-        LoradagError: the runtime refuses the files or dies on them.
+        LoradagError: transformers or peft refuses the folder.
+    """
+    request, answers = scratch / "request.json", scratch / "answers.json"
+    content = {
+        "folder": str(folder.resolve()),
+        "base": str(base.resolve()) if base else None,
+        "quantization": quantization,
+        "dtype": dtype,
+        "device": device,
+        "inputs": asdict(inputs),
+        "logits": str((scratch / "logits").resolve()),
+        "answers": str(answers.resolve()),
+    }
+    request.write_text(json.dumps(content), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-I", plain_transformers.__file__, str(request)],
+        env=os.environ | OFFLINE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    runtime = "peft" if base else "transformers"
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = lines[-1] if lines else f"it died with exit code {done.returncode}"
+        raise LoradagError(f"{runtime} refuses {folder.name}: {reason}")
+    computed = json.loads(answers.read_text(encoding="utf-8"))
+    return Measurement(runtime=_version(runtime), logits=scratch / "logits", **computed)
+
+
+def measure_in_llamacpp(file: Path, inputs: Inputs, scratch: Path, threads: int) -> Measurement:
+    """Measure a GGUF file in a fresh process, in llama.cpp alone.
+
+    Raises:
+        LoradagError: llama.cpp refuses the file, with its own reason, or dies on it.
+    """
+    return in_fresh_process(_in_llamacpp, file, inputs, scratch / "logits", threads)
+
+
+def in_fresh_process(run: Callable[..., Measurement], file: Path, *given: Any) -> Measurement:
+    """`run(file, *given)` in a new interpreter.
+
+    Raises:
+        LoradagError: the runtime refuses the file or dies on it.
     """
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=_close_hub) as pool:
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(run, *given).result()
+            return pool.submit(run, file, *given).result()
         except BrokenProcessPool as error:
-            raise LoradagError(f"the runtime died on {given[0]}.") from error
+            raise LoradagError(f"llama.cpp died on {file.name}.") from error
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             message = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise LoradagError(f"the runtime refuses {given[0]}: {message}") from error
+            raise LoradagError(f"llama.cpp refuses {file.name}: {message}") from error
 
 
-def _close_hub() -> None:
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["TQDM_DISABLE"] = "1"
+def _in_llamacpp(file: Path, inputs: Inputs, logits: Path, threads: int) -> Measurement:
+    """Logits through llama.cpp's library; ids, chat template and greedy text from its server."""
+    from safetensors.numpy import save_file
 
+    from loradag.compat.llamacpp import Decoder
 
-def find_in_folder(folder: str, trial: Trial) -> Finding:
-    """transformers, with nothing but the folder."""
-    from loradag.evaluation.parity import comparison_dtype
-    from loradag.models.loading import load_model
-    from loradag.models.tokenizer import load_tokenizer
+    logits.mkdir(parents=True)
+    with Decoder(file, max(map(len, inputs.rows)), threads) as decoder:
+        for at, ids in enumerate(inputs.rows):
+            save_file({"logits": decoder.logits(ids)}, logits / f"{at}.safetensors")
+    ask = _serve(file, inputs, threads)
 
-    model = load_model(Path(folder), comparison_dtype(Path(folder)))
-    return find_in_transformers(
-        model, load_tokenizer(Path(folder)), trial, _version("transformers")
+    def tokenize(text: str) -> list[int]:
+        answer = ask("/tokenize", content=text, add_special=True, parse_special=True)
+        return answer["tokens"]  # type: ignore[no-any-return]
+
+    answers = [
+        ask(
+            "/completion", prompt=ids, n_predict=inputs.max_new_tokens, temperature=0, top_k=1,
+            return_tokens=True,
+        )
+        for ids in inputs.prompts
+    ]  # fmt: skip
+    milliseconds = sum(answer["timings"]["predicted_ms"] for answer in answers)
+    opening = None
+    if inputs.dialogue:
+        opening = ask("/apply-template", messages=inputs.dialogue)["prompt"]
+    return Measurement(
+        runtime=_version("xllamacpp"),
+        logits=logits,
+        token_ids=[tokenize(text) for text in inputs.texts],
+        opening=opening,
+        opening_ids=tokenize(opening) if opening else None,
+        greedy=[answer["tokens"] for answer in answers],
+        tokens_per_second=sum(len(answer["tokens"]) for answer in answers) / milliseconds * 1000,
     )
 
 
-def find_in_adapter(folder: str, base: str, trial: Trial) -> Finding:
-    """peft, with the adapter's folder on the base's."""
-    from peft import PeftModel
-
-    from loradag.evaluation.parity import comparison_dtype
-    from loradag.models.loading import load_model
-    from loradag.models.tokenizer import load_tokenizer
-
-    model = PeftModel.from_pretrained(
-        load_model(Path(base), comparison_dtype(Path(base))), folder
-    ).eval()
-    return find_in_transformers(model, load_tokenizer(Path(folder)), trial, _version("peft"))
-
-
-def find_in_llamacpp(file: str, trial: Trial) -> Finding:
-    """llama.cpp, through its own server on the loopback interface."""
+def _serve(file: Path, inputs: Inputs, threads: int) -> Callable[..., Any]:
+    """Start llama.cpp's server on the loopback interface; return how to ask it."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
-    params.model.path = file
+    params.model.path = str(file)
     params.port = 0
     params.n_parallel = 1
-    params.n_ctx = 8 + trial.max_new_tokens + max(map(len, trial.rows + trial.prompts))
-    params.cpuparams.n_threads = trial.threads
-    params.cpuparams_batch.n_threads = trial.threads
+    params.n_ctx = 8 + inputs.max_new_tokens + max(map(len, inputs.prompts))
+    params.cpuparams.n_threads = threads
+    params.cpuparams_batch.n_threads = threads
     params.warmup = False
     params.verbosity = -1
     server = xllamacpp.Server(params)
@@ -93,53 +158,7 @@ def find_in_llamacpp(file: str, trial: Trial) -> Finding:
         with urllib.request.urlopen(request) as answer:
             return json.load(answer)
 
-    # A token of half a character would be held back, and its probabilities with it: have a letter
-    # sampled. What is asked for are the probabilities before sampling, which no bias changes.
-    letter = ask("/tokenize", content="a", add_special=False)["tokens"][-1]
-
-    def log_probability(ids: list[int], following: int, top: int) -> float | None:
-        answer = ask(
-            "/completion", prompt=ids, n_predict=1, n_probs=top, cache_prompt=True,
-            temperature=0, logit_bias=[[letter, 1e9]],
-        )  # fmt: skip
-        ranked = answer["completion_probabilities"][0]["top_logprobs"]
-        return next((one["logprob"] for one in ranked if one["id"] == following), None)
-
-    def nll(row: list[int]) -> float:
-        total = 0.0
-        for at in range(1, len(row)):
-            found = log_probability(row[:at], row[at], TOP)
-            if found is None:
-                found = log_probability(row[:at], row[at], 1 << 30)
-            if found is None:
-                raise KeyError(f"token {row[at]} is not in the vocabulary")
-            total -= found
-        return total
-
-    def tokenize(text: str) -> list[int]:
-        answer = ask("/tokenize", content=text, add_special=True, parse_special=True)
-        return answer["tokens"]  # type: ignore[no-any-return]
-
-    answers = [
-        ask(
-            "/completion", prompt=ids, n_predict=trial.max_new_tokens, temperature=0, top_k=1,
-            return_tokens=True,
-        )
-        for ids in trial.prompts
-    ]  # fmt: skip
-    milliseconds = sum(answer["timings"]["predicted_ms"] for answer in answers)
-    opening = None
-    if trial.dialogue:
-        opening = ask("/apply-template", messages=trial.dialogue)["prompt"]
-    return Finding(
-        runtime=_version("xllamacpp"),
-        token_ids=[tokenize(text) for text in trial.texts],
-        opening=opening,
-        nll_sum=sum(nll(row) for row in trial.rows),
-        tokens=sum(len(row) - 1 for row in trial.rows),
-        greedy=[answer["tokens"] for answer in answers],
-        tokens_per_second=sum(len(answer["tokens"]) for answer in answers) / milliseconds * 1000,
-    )
+    return ask
 
 
 def _version(package: str) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loradag.checkpoints.model_files import copy_all_but_weights
 from loradag.merging.streaming import cast, merge_streaming
 from loradag.models.loading import is_adapter, is_quantized
-from loradag.models.pinning import PATTERNS, PIN, weights_folder
+from loradag.models.pinning import weights_folder
 from loradag.runtime import Paths
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def write_merged(paths: Paths, folder: Path, *, base: str, dtype: str) -> None:
     saw.
     """
     folder.mkdir(parents=True)
-    _copy(paths.base, folder, weights=False)
+    copy_all_but_weights(paths.base, folder)
     untied = False
     if is_adapter(paths):
         untied = merge_streaming(
@@ -37,9 +37,8 @@ def write_merged(paths: Paths, folder: Path, *, base: str, dtype: str) -> None:
             weights=float_weights(paths, base),
         )
     else:
-        _copy(paths.adapter, folder, weights=dtype == "auto")
-        if dtype != "auto":
-            cast(paths.adapter, folder, dtype)
+        copy_all_but_weights(paths.adapter, folder)
+        cast(paths.adapter, folder, dtype)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     if dtype != "auto":
@@ -58,10 +57,3 @@ def float_weights(paths: Paths, base: str) -> Iterator[tuple[str, torch.Tensor]]
 
     weights: Iterator[tuple[str, torch.Tensor]] = dequantized(paths.quantized)
     return weights
-
-
-def _copy(source: Path, folder: Path, *, weights: bool) -> None:
-    for pattern in PATTERNS:
-        for file in sorted(source.glob(pattern)):
-            if file.name != PIN and (weights or ".safetensors" not in file.name):
-                shutil.copyfile(file, folder / file.name)

@@ -8,8 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loradag.checkpoints.safetensors_reader import (
+    DTYPES,
+    FLOATS,
+    Entry,
+    read_entries,
+    read_tensors,
+)
+from loradag.checkpoints.safetensors_writer import ShardWriter
 from loradag.checkpoints.skeleton import Skeleton, read_skeleton
-from loradag.checkpoints.streaming_writer import DTYPES, FLOATS, Entry, ShardWriter, entries, stream
 from loradag.config.problems import LoradagError
 from loradag.merging.low_rank import Updates, read_adapter
 
@@ -56,10 +63,10 @@ def merge_streaming(
     """
     updates = read_adapter(adapter)
     skeleton = read_skeleton(base)
-    targets, untied = _plan(entries(base), updates, skeleton, dtype)
+    targets, untied = _plan(read_entries(base), updates, skeleton, dtype)
     layout = {target.name: target.entry for several in targets.values() for target in several}
     with ShardWriter(output, layout) as writer:
-        for name, tensor in stream(base) if weights is None else weights:
+        for name, tensor in read_tensors(base) if weights is None else weights:
             for target in targets.get(skeleton.parameter(name), []):
                 writer.write(target.name, _merged(target.parameter, tensor, updates, skeleton))
     return untied
@@ -68,15 +75,17 @@ def merge_streaming(
 def cast(source: Path, output: Path, dtype: str) -> None:
     """Write to `output` the weights of `source`, its floating-point numbers in `dtype`.
 
+    "auto" is what `source` stores each in.
+
     Raises:
         LoradagError: a weight is not finite in `dtype`.
     """
     layout = {
         name: dataclasses.replace(entry, dtype=_stored_dtype(entry, dtype))
-        for name, entry in entries(source).items()
+        for name, entry in read_entries(source).items()
     }
     with ShardWriter(output, layout) as writer:
-        for name, tensor in stream(source):
+        for name, tensor in read_tensors(source):
             writer.write(name, tensor)
 
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from loradag.checkpoints.streaming_writer import DTYPES, FLOATS, entries
+from loradag.checkpoints.safetensors_reader import DTYPES, FLOATS, read_entries
 from loradag.config.merge import Merge, Tolerance
 from loradag.config.problems import LoradagError
 from loradag.data.rows import read_rows
@@ -112,7 +112,7 @@ def _beside(paths: Paths, base: str, dtype: torch.dtype) -> Any:
 def _stored_dtypes(folder: Path) -> list[torch.dtype]:
     import torch
 
-    stored = {entry.dtype for entry in entries(folder).values()} & set(FLOATS)
+    stored = {entry.dtype for entry in read_entries(folder).values()} & set(FLOATS)
     return [getattr(torch, DTYPES[name][0]) for name in sorted(stored)]
 
 

@@ -9,13 +9,14 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
+from loradag.checkpoints.model_files import PIN, copy_all_but_weights
+from loradag.checkpoints.safetensors_reader import weight_files
 from loradag.config.model import Model
 from loradag.config.problems import LoradagError
-from loradag.models.pinning import HUB_FILES, PATTERNS, PIN, sha256
+from loradag.models.pinning import HUB_FILES, sha256
 
 
 def fetch_base(model: Model, folder: Path) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def fetch_base(model: Model, folder: Path) -> dict[str, Any]:
 
 
 def _pin_files(folder: Path) -> dict[str, Any]:
-    files = sorted(folder.glob("*.safetensors"))
+    files = [folder / name for name in weight_files(folder)]
     return {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
 
 
@@ -138,11 +139,11 @@ def _from_hub(model: Model, folder: Path) -> dict[str, Any]:
             f"{where}: the hub cannot be reached ({type(error).__name__}). Check the network, or "
             "take model=smollm2_135m, which needs none, or model=local."
         ) from error
-    _copy_all_but_weights(snapshot, folder)
+    copy_all_but_weights(snapshot, folder)
     weights = {
         file.rfilename: {"bytes": file.size, "sha256": file.lfs.sha256}
         for file in info.siblings or []
-        if file.rfilename.endswith(".safetensors") and "/" not in file.rfilename and file.lfs
+        if file.rfilename in weight_files(snapshot) and file.lfs
     }
     return {"revision": info.sha, "weights": _need_weights(weights, where)}
 
@@ -154,7 +155,7 @@ def _from_folder(model: Model, folder: Path) -> dict[str, Any]:
             f"model.path = {model.path!r}: no config.json there. Name a folder that "
             "`save_pretrained` wrote."
         )
-    _copy_all_but_weights(source, folder)
+    copy_all_but_weights(source, folder)
     weights = _need_weights(_pin_files(source), f"model.path = {model.path!r}")
     digest = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
     return {"revision": digest[:16], "weights": weights}
@@ -185,14 +186,6 @@ def _from_config(model: Model, folder: Path) -> dict[str, Any]:
         raise LoradagError(f"model.config: transformers refuses it: {error}") from error
     loaded.save_pretrained(folder)
     return {"revision": f"seed-{model.seed}", "weights": _pin_files(folder)}
-
-
-def _copy_all_but_weights(source: Path, folder: Path) -> None:
-    for pattern in PATTERNS:
-        for file in sorted(source.glob(pattern)):
-            # A shard index names every tensor: it belongs to the weights.
-            if ".safetensors" not in file.name and file.name != PIN:
-                shutil.copyfile(file, folder / file.name)
 
 
 def _need_weights(weights: dict[str, Any], where: str) -> dict[str, Any]:

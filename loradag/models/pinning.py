@@ -5,16 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from loradag.checkpoints.model_files import PATTERNS, PIN
 from loradag.config.problems import LoradagError
 
-PIN = "pin.json"
-
-
-# All that a base is made of; never pickled weights.
-PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-
-# Not the folders that some repositories keep the same weights in once more.
-HUB_FILES: dict[str, Any] = {"allow_patterns": list(PATTERNS), "ignore_patterns": ["*/*"]}
+# Some repositories keep the same weights once more, in folders or under another name.
+HUB_FILES: dict[str, Any] = {
+    "allow_patterns": list(PATTERNS),
+    "ignore_patterns": ["*/*", "consolidated*"],
+}
 
 
 def sha256(path: Path) -> str:

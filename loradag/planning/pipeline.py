@@ -130,15 +130,14 @@ class Pipeline:
             params: by section.
             made: hashes of the outs of earlier stages, by path.
         """
-        return {
-            "cmd": stage.cmd,
-            "deps": [
-                {"path": dep, "hash": "md5", "md5": self._hash(dep, made)}
-                for dep in sorted(stage.deps)
-            ],
-            "params": {"params.yaml": {name: params.get(name) for name in sorted(stage.params)}},
-            "outs": sorted(stage.outs),
-        }
+        deps = [
+            {"path": dep, "hash": "md5", "md5": self._hash(dep, made)} for dep in sorted(stage.deps)
+        ]
+        inputs: dict[str, Any] = {"cmd": stage.cmd, "deps": deps, "outs": sorted(stage.outs)}
+        if stage.params:
+            values = {name: _select(params, name) for name in sorted(stage.params)}
+            inputs["params"] = {"params.yaml": values}
+        return inputs
 
     def token_lengths(self, planned: Sequence[Planned]) -> dict[str, Any] | None:
         """`token_length` of prepare's report, where the cache has it."""

@@ -1,8 +1,7 @@
 """A base checkpoint into a quantised one, a tensor at a time.
 
-The full-precision model is never held: of the base, one tensor is in memory; of the result, what
-there is so far. What is saved is what transformers' own `save_pretrained` writes, so
-`from_pretrained` loads it without quantising again.
+Of the base and of the result, one tensor is in memory. What is saved is what transformers' own
+`save_pretrained` writes, so `from_pretrained` loads it without quantising again.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loradag.checkpoints.headers import tensor_shapes
-from loradag.checkpoints.shards import save_shards
-from loradag.checkpoints.tensors import tensor_files, tensors
+from loradag.checkpoints.safetensors_reader import count_parameters, read_entries, read_tensors
+from loradag.checkpoints.safetensors_writer import AppendingWriter, is_finite
 from loradag.config.problems import LoradagError
 from loradag.models.device import device
 from loradag.quantization import schemes
@@ -24,8 +22,6 @@ from loradag.quantization.histogram import Histogram
 from loradag.runtime.report_keys import LayerErrors, QuantizedWeights
 
 if TYPE_CHECKING:
-    import torch
-
     from loradag.config.quantize import Quantize
     from loradag.quantization.calibration import Activations
 
@@ -55,43 +51,43 @@ def quantize_checkpoint(
     config = AutoConfig.from_pretrained(base, local_files_only=True)
     linear, skipped = linear_layers(config, options.skip_modules)
     check_shapes(base, linear, options)
-    saved: dict[str, torch.Tensor] = {}
-    metadata: dict[str, str] = {}
+    entries = read_entries(base)
     layers: list[LayerErrors] = []
     histogram = None
-    total, bits, information_bits, parameters = Error(), 0, 0, 0
-    for name, tensor in track(tensors(base), "quantize", total=len(tensor_files(base))):
-        if not torch.isfinite(tensor).all():
-            raise LoradagError(
-                f"{name}: holds weights that are NaN or infinite, so the base is broken. Fetch "
-                "another one."
-            )
-        parameters += tensor.numel()
-        layer = name.removesuffix(".weight")
-        if layer in linear:
-            weight = tensor.to(device(), torch.float32)
-            constants = activations[layer] if activations else None
-            stored = schemes.encode(name, weight, options, constants)
-            restored = schemes.decode(name, stored.tensors, stored.metadata)
-            error = compare(weight, restored)
-            layers.append({"name": layer, **error.as_dict()})
-            if histogram is None:
-                levels = schemes.levels(name, stored, restored, options)
-                histogram = Histogram.of(layer, weight, levels)
-            total += error
-            bits += stored.bits
-            information_bits += stored.information_bits
-        else:
-            stored = schemes.keep(name, tensor, options)
-        saved |= {key: value.cpu() for key, value in stored.tensors.items()}
-        metadata |= stored.metadata
-    if metadata:
-        metadata["tensor_names"] = json.dumps(list(metadata))
-    save_shards(saved, folder, metadata)
+    total, bits, information_bits = Error(), 0, 0
+    with AppendingWriter(folder) as writer:
+        for name, tensor in track(read_tensors(base), "quantize", total=len(entries)):
+            if not is_finite(tensor):
+                raise LoradagError(
+                    f"{name}: has weights that are NaN or infinite, so the base is broken. Fetch "
+                    "another one."
+                )
+            layer = name.removesuffix(".weight")
+            if layer in linear:
+                weight = tensor.to(device(), torch.float32)
+                constants = activations[layer] if activations else None
+                stored = schemes.encode(name, weight, options, constants)
+                restored = schemes.decode(name, stored.tensors, stored.metadata)
+                error = compare(weight, restored)
+                layers.append({"name": layer, **error.as_dict()})
+                if histogram is None:
+                    levels = schemes.levels(name, stored, restored, options)
+                    histogram = Histogram.of(layer, weight, levels)
+                total += error
+                bits += stored.bits
+                information_bits += stored.information_bits
+            else:
+                stored = schemes.keep(name, tensor, options)
+            for key, value in stored.tensors.items():
+                writer.write(key, value)
+            writer.metadata |= stored.metadata
+        if writer.metadata:
+            writer.metadata["tensor_names"] = json.dumps(list(writer.metadata))
     config.quantization_config = schemes.config(options, skipped).to_dict()
     config.save_pretrained(folder)
     if (base / "generation_config.json").exists():
         GenerationConfig.from_pretrained(base).save_pretrained(folder)
+    parameters = count_parameters(base)
     return {
         "parameters": parameters,
         "quantized_parameters": total.count,
@@ -148,7 +144,8 @@ def check_shapes(base: Path, linear: set[str], options: Quantize) -> None:
         LoradagError: a layer that the checkpoint lacks, or whose rows the group size does not
             divide.
     """
-    shapes = {name.removesuffix(".weight"): shape for name, _, shape in tensor_shapes(base)}
+    entries = read_entries(base)
+    shapes = {name.removesuffix(".weight"): entry.shape for name, entry in entries.items()}
     if missing := sorted(linear - shapes.keys()):
         raise LoradagError(
             f"the base's weights lack {len(missing)} of its linear layers, such as {missing[0]}. "
@@ -168,10 +165,9 @@ def check_shapes(base: Path, linear: set[str], options: Quantize) -> None:
 
 def measure_unquantized(base: Path) -> QuantizedWeights:
     """What the base costs as it is, for the report of `quantize=none`."""
-    stored, parameters = 0, 0
-    for _, tensor in tensors(base):
-        stored += tensor.nbytes
-        parameters += tensor.numel()
+    entries = read_entries(base).values()
+    stored = sum(entry.bytes for entry in entries)
+    parameters = sum(entry.elements for entry in entries)
     return {
         "parameters": parameters,
         "quantized_parameters": 0,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loradag.checkpoints.tensors import read_metadata, read_tensor, tensor_files
+from loradag.checkpoints.safetensors_reader import read_entries, read_metadata, read_tensor
 from loradag.quantization.schemes import decode
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ def dequantized(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     Parameters that were not quantised come as they are, lifted to float32. One is in memory at a
     time. Names and shapes are those of the base.
     """
-    files, metadata = tensor_files(folder), read_metadata(folder)
-    for name, keys in _keys_by_parameter(list(files), metadata).items():
-        stored = {key: read_tensor(files[key], key) for key in keys}
+    entries, metadata = read_entries(folder), read_metadata(folder)
+    for name, keys in _keys_by_parameter(list(entries), metadata).items():
+        stored = {key: read_tensor(folder / entries[key].file, key) for key in keys}
         yield name, decode(name, stored, metadata)
 
 

@@ -59,10 +59,9 @@ def encode(
 
 def keep(name: str, tensor: torch.Tensor, quantize: Quantize) -> Stored:
     """Store a parameter unquantised."""
-    copied = tensor.clone()  # off the mapping of the base's file
     if quantize.scheme in TORCHAO_SCHEMES:
-        return Stored(*affine.flatten(name, copied))
-    return Stored({name: copied})
+        return Stored(*affine.flatten(name, tensor))
+    return Stored({name: tensor})
 
 
 def decode(name: str, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> torch.Tensor:

@@ -19,12 +19,21 @@ class Paths:
         return self.root / "artifacts/base"
 
     @property
+    def source(self) -> Path:
+        return self.root / "data/source.json"
+
+    @property
     def prepared(self) -> Path:
         return self.root / "data/prepared"
 
     @property
     def contract(self) -> Path:
         return self.prepared / "contract.json"
+
+    @property
+    def examples(self) -> Path:
+        """Three rows as their tokens, with the masks of what is trained."""
+        return self.prepared / "examples.json"
 
     @property
     def quantized(self) -> Path:
@@ -53,6 +62,10 @@ class Paths:
     @property
     def loss(self) -> Path:
         return self.root / "plots/loss.csv"
+
+    @property
+    def eval_loss(self) -> Path:
+        return self.root / "plots/eval_loss.csv"
 
     @property
     def page(self) -> Path:

@@ -21,6 +21,10 @@ class FetchReport(StageReport):
     architecture: str
 
 
+class SourceReport(StageReport):
+    origins: dict[str, dict[str, str]]  # commit of a hub data set, version of a package
+
+
 class LengthHistogram(TypedDict):
     width: int  # tokens a bin
     counts: list[int]  # rows in each bin, from 0 tokens on
@@ -35,22 +39,33 @@ class TokenLength(TypedDict):
     histogram: NotRequired[LengthHistogram | None]
 
 
-class TokenCounts(StageReport):
-    train_tokens: int
-    eval_tokens: int
-    trained_token_fraction: float  # of the train tokens
+class SourceRows(TypedDict):
+    """What a data source contributed."""
+
+    format: str
+    rows_in: int
+    rows_kept: int
 
 
-class PrepareReport(TokenCounts):
+class PreparedRows(StageReport):
     rows_in: int
     rows_kept: int
     dropped: dict[str, int]  # rows by reason
+    first_dropped: dict[str, list[str]]  # places of rows, by reason
+    sources: dict[str, SourceRows]
     train_rows: int
     eval_rows: int
     calibration_rows: int
+    train_tokens: int
+    eval_tokens: int
+    trained_token_fraction: float  # of the train tokens
+    assistant_token_fraction: float  # of the train tokens
     truncated_rows: int
-    overlong: NotRequired[dict[str, str] | None]  # start of the text by row id
+    leaked_prompts: int  # held-out rows whose prompt is also trained on
     token_length: TokenLength
+
+
+class PrepareReport(PreparedRows):
     template: str
 
 
@@ -96,6 +111,9 @@ class TrainReport(StageReport):
     steps: int  # optimizer steps
     tokens: int
     final_loss: float  # nats a token
+    eval_loss: NotRequired[float | None]  # held out, of the weights that were kept; nats a token
+    kept_step: int  # whose weights these are
+    stopped_early: bool
     tokens_per_second: float
     peak_memory_bytes: int
     resumed_from_step: int  # 0: not resumed
@@ -123,32 +141,38 @@ class Sample(TypedDict):
 
 class GeneralLoss(TypedDict):
     perplexity: float
+    nll: float  # nats a token
+    tokens: int
 
 
-class GeneralText(TypedDict):
+class BaselineGeneral(TypedDict):
     """Each model's loss on a text outside the tuning data: what the tuning cost."""
 
     base: GeneralLoss
     quantized: GeneralLoss
+
+
+class GeneralText(BaselineGeneral):
     adapter: GeneralLoss
 
 
 Scores = dict[str, dict[str, float]]  # by task and metric of lm-evaluation-harness
 
 
-class BaselineScores(TypedDict):
-    base: NotRequired[Scores | None]
-    quantized: NotRequired[Scores | None]  # absent without quantization
+class BaselineTasks(TypedDict):
+    base: Scores
+    quantized: Scores
 
 
-class TaskScores(BaselineScores):
-    adapter: NotRequired[Scores | None]
+class Tasks(BaselineTasks):
+    adapter: Scores
 
 
 class BaselineReport(StageReport):
     base: HeldOutLoss
     quantized: HeldOutLoss
-    tasks: NotRequired[BaselineScores | None]
+    general: NotRequired[BaselineGeneral | None]
+    tasks: NotRequired[BaselineTasks | None]
     dtype: str
 
 
@@ -158,7 +182,7 @@ class EvaluateReport(StageReport):
     adapter: HeldOutLoss
     samples: list[Sample]
     general: NotRequired[GeneralText | None]
-    tasks: NotRequired[TaskScores | None]
+    tasks: NotRequired[Tasks | None]
     ended_fraction: NotRequired[float | None]  # of the samples: that end with EOS
     dtype: str
 
@@ -168,6 +192,7 @@ class Parity(StageReport):
 
     max_abs_logit_diff: float
     mean_abs_logit_diff: NotRequired[float | None]
+    mean_abs_nll_diff: NotRequired[float | None]
     mean_kl: float  # nats a token
     top_match: NotRequired[float | None]  # fraction of tokens
     perplexity_before: float
@@ -198,9 +223,18 @@ class ExportedFormat(TypedDict):
     """What the runtime of a format makes of it."""
 
     runtime: str
+    dtype: str  # that the expected numbers were computed in
     perplexity: float
     expected_perplexity: float  # with the rounding of the format, measured in transformers
     merged_perplexity: float  # of the merged model on the same rows
+    mean_kl: float  # to the expected model; nats a token
+    mean_kl_limit: float
+    mean_kl_to_merged: float
+    mean_abs_nll_diff: float  # to the expected model; nats a token
+    mean_abs_nll_diff_limit: float
+    tokens: int  # compared
+    texts: int  # whose token ids were compared
+    rounds_activations: NotRequired[bool | None]  # False: the reference computes with exact ones
     token_ids_match: bool
     greedy_match: float
     tokens_per_second: float
@@ -217,6 +251,7 @@ class Reports(TypedDict, total=False):
     """The reports that a run has, by stage: those of stages that did not run are absent."""
 
     fetch: FetchReport
+    source: SourceReport
     prepare: PrepareReport
     quantize: QuantizeReport
     train: TrainReport

@@ -28,8 +28,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from loradag.compat import dvc
 from loradag.config.problems import LoradagError
 from loradag.planning.pipeline import Pipeline
@@ -51,7 +49,7 @@ def execute(workspace: Path) -> bool:
 
     os.chdir(workspace)
     paths = Paths(Path())
-    params: Any = OmegaConf.to_container(OmegaConf.load(paths.params))
+    params = dvc.read_yaml(paths.params)
     repo, pipeline = Repo(), Pipeline(Path(), dvc.cache_folder(Path()))
     record: dict[str, Any] = {"stages": [], "failed": None}
     made: dict[str, str] = {}  # the hashes of the outs so far
@@ -104,7 +102,7 @@ def _differences(inputs: Mapping[str, Any], recorded: Mapping[str, Any]) -> Iter
     """Where the two differ, a line for each dependency, param, command and list of outs."""
 
     def flat(content: Mapping[str, Any]) -> dict[str, Any]:
-        params = (content["params"] or {}).get("params.yaml", {})
+        params = content.get("params", {}).get("params.yaml", {})
         return {
             "cmd": content["cmd"],
             **{f"dependency {dep['path']}": dep["md5"] for dep in content["deps"]},

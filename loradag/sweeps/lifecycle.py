@@ -77,7 +77,7 @@ def start(config: DictConfig) -> None:
     except Timeout as error:
         shutil.rmtree(source)
         raise LoradagError("this sweep runs already, in another process. Wait for it.") from error
-    _running.update(folder=folder, lock=lock)
+    _running["lock"] = lock
     if folder.exists():  # of an earlier run of the same sweep: what it has made is in the cache
         old = folder.rename(root / f".{os.getpid()}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -91,6 +91,7 @@ def start(config: DictConfig) -> None:
     SweepRecord(
         key, name, str(project), str(cache_folder(project)), swept_keys(config), run_id, threads
     ).write(folder)
+    _running["folder"] = folder  # from here on there is something to conclude
     _set_folder(config, folder)
 
 

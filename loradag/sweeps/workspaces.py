@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 
 from loradag.compat import dvc
 from loradag.config.composition import write_params
+from loradag.config.inputs import INPUT_KEYS
 from loradag.config.problems import LoradagError
 from loradag.planning.pipeline import out_paths, truncate
 
@@ -56,7 +56,7 @@ def make_workspace(
         shutil.rmtree(folder)
     shutil.copytree(snapshot, folder)
     truncated = truncate(dvc.read_yaml(folder / "dvc.yaml"), params["sweep"]["until"])
-    (folder / "dvc.yaml").write_text(yaml.safe_dump(truncated, sort_keys=False), encoding="utf-8")
+    dvc.write_yaml(folder / "dvc.yaml", truncated)
     write_params(OmegaConf.create(params), folder)
     _link_inputs(folder, project, params)
     config = configparser.ConfigParser()
@@ -112,9 +112,7 @@ def _link_inputs(folder: Path, project: Path, params: dict[str, Any]) -> None:
 
     A symbolic link: DVC hashes what it points to, under the path that `dvc.yaml` names.
     """
-    for key, name in (
-        ("model.path", "model"), ("prepare.path", "rows"), ("evaluate.tasks_path", "tasks"),
-    ):  # fmt: skip
+    for name, key in INPUT_KEYS.items():
         path = Path(params.get("inputs", {}).get(name, ""))
         link = folder / path
         if path.is_absolute():

@@ -64,15 +64,15 @@ def sized(export: ExportReport) -> ExportReport:
     return {**export, "formats": formats}
 
 
-def read_curves(path: Path) -> dict[int, dict[str, float]]:
-    """`plots/loss.csv` as {step: {metric: value}}."""
-    if not path.exists():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {
-            int(row["step"]): {name: float(row[name]) for name in CURVES if row.get(name)}
-            for row in csv.DictReader(file)
-        }
+def read_curves(*files: Path) -> dict[int, dict[str, float]]:
+    """`plots/loss.csv` and `plots/eval_loss.csv` as {step: {metric: value}}."""
+    curves: dict[int, dict[str, float]] = {}
+    for path in filter(Path.exists, files):
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                points = {name: float(row[name]) for name in CURVES if row.get(name)}
+                curves.setdefault(int(row["step"]), {}).update(points)
+    return curves
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

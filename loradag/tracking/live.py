@@ -1,8 +1,8 @@
-"""The MLflow run while the pipeline runs: the loss appears as it is made.
+"""The MLflow run while the pipeline runs: the losses appear as they are computed.
 
-`train` opens the run and `report` completes it. Between them only `.loradag/live.json` knows it:
-the run's id, and the key of the training that it belongs to. Whoever comes with the same key, be
-it after a kill, continues the run; whoever comes with another ends it as KILLED.
+`train` opens the run and `report` completes it. In between, `.loradag/live.json` records the run's
+id and the key of the training that it belongs to. A process with the same key continues the run,
+also after a kill; one with another key ends it as KILLED.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +22,18 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from transformers import TrainerCallback
 
-CURVES = ("loss", "learning_rate", "grad_norm")  # as the Trainer logs them, and in plots/loss.csv
+CURVES = ("loss", "eval_loss", "learning_rate", "grad_norm")  # as the Trainer logs, and in plots/
+
+LIVE = "live.json"  # the run that is open
+CLOSED = "closed.json"  # the run that was closed last
+TOKEN_TAG = "loradag.token"
 
 
 def live_callback(paths: Paths, key: str) -> TrainerCallback:
     """A callback that logs `CURVES` at every logging step to the run of the training `key`.
 
-    A tracking failure never stops the training: it is told once, and the rest of the curve is
-    left to the report, which logs what is missing.
+    A tracking failure never stops the training. It is printed once, and the report logs the rest of
+    the curve.
     """
     from transformers import TrainerCallback
 
@@ -50,11 +55,11 @@ def live_callback(paths: Paths, key: str) -> TrainerCallback:
 
         def open(self) -> None:
             client, run_id = open_run(paths, key, name=f"training {key[:8]}")
-            last = max(logged_steps(client, run_id), default=-1)
+            logged = logged_steps(client, run_id)
 
             def log(step: int, points: dict[str, float]) -> None:
-                if step > last:
-                    log_points(client, run_id, {step: points})
+                new = {name: value for name, value in points.items() if step not in logged[name]}
+                log_points(client, run_id, {step: new})
 
             self.log = log
 
@@ -72,36 +77,69 @@ def live_callback(paths: Paths, key: str) -> TrainerCallback:
     return Live()
 
 
-def open_run(paths: Paths, key: str, name: str) -> tuple[MlflowClient, str]:
+def open_run(
+    paths: Paths, key: str, name: str, content: str | None = None
+) -> tuple[MlflowClient, str]:
     """The run of this pipeline run: `MLFLOW_RUN_ID`'s, the one left open under `key`, or a new one.
 
     A run left open under another key is ended as KILLED.
+
+    Args:
+        content: what will be logged, see `close_run`. A report that was stopped after it had closed
+            the run of the same content continues that run.
     """
     client, experiment_id = open_store(paths.root)
     if run_id := os.environ.get("MLFLOW_RUN_ID"):
         return client, run_id
-    live = paths.state / "live.json"
-    if live.exists():
-        left = json.loads(live.read_text())
-        if _is_open(client, left["run_id"]):
+    closed = _read(paths, CLOSED)
+    is_same = content is not None and closed.get("content") == content
+    if is_same and _status(client, closed["run_id"]) is not None:
+        return client, closed["run_id"]
+    left = _read(paths, LIVE)
+    if left:
+        run_id = left["run_id"] or _find(client, experiment_id, left["token"])
+        if run_id is not None and _status(client, run_id) == "RUNNING":
             if left["key"] == key:
-                return client, left["run_id"]
-            client.set_terminated(left["run_id"], "KILLED")
-    run_id = create_run(client, experiment_id, name, {})
-    write_json(live, {"key": key, "run_id": run_id})
+                return client, run_id
+            client.set_terminated(run_id, "KILLED")
+    # The token comes first: a process killed before it knows the run's id still finds the run.
+    entry = {"key": key, "token": uuid.uuid4().hex, "run_id": None}
+    write_json(paths.state / LIVE, entry)
+    run_id = create_run(client, experiment_id, name, {TOKEN_TAG: str(entry["token"])})
+    write_json(paths.state / LIVE, entry | {"run_id": run_id})
     return client, run_id
 
 
-def close_run(paths: Paths, client: MlflowClient, run_id: str) -> None:
-    """End the run as FINISHED, so that the next pipeline run opens its own."""
+def close_run(paths: Paths, client: MlflowClient, run_id: str, content: str) -> None:
+    """End the run as FINISHED, so that the next pipeline run opens its own.
+
+    Args:
+        content: a hash of what was logged.
+    """
+    if "MLFLOW_RUN_ID" in os.environ:
+        client.set_terminated(run_id)
+        return
+    write_json(paths.state / CLOSED, {"content": content, "run_id": run_id})
     client.set_terminated(run_id)
-    if "MLFLOW_RUN_ID" not in os.environ:
-        (paths.state / "live.json").unlink()
+    (paths.state / LIVE).unlink(missing_ok=True)
 
 
-def logged_steps(client: MlflowClient, run_id: str) -> set[int]:
-    """The optimizer steps whose loss the run holds already."""
-    return {point.step for point in client.get_metric_history(run_id, "loss")}
+def logged_steps(client: MlflowClient, run_id: str) -> dict[str, set[int]]:
+    """The optimizer steps that the run has of each curve."""
+    return {
+        name: {point.step for point in client.get_metric_history(run_id, name)} for name in CURVES
+    }
+
+
+def without_logged(
+    client: MlflowClient, run_id: str, curves: Mapping[int, Mapping[str, float]]
+) -> dict[int, dict[str, float]]:
+    """The points of {step: {metric: value}} that the run does not have yet."""
+    logged = logged_steps(client, run_id)
+    return {
+        step: {name: value for name, value in points.items() if step not in logged[name]}
+        for step, points in curves.items()
+    }
 
 
 def log_points(
@@ -121,11 +159,23 @@ def log_points(
     )
 
 
-def _is_open(client: MlflowClient, run_id: str) -> bool:
+def _read(paths: Paths, name: str) -> dict[str, Any]:
+    path = paths.state / name
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return content
+
+
+def _find(client: MlflowClient, experiment_id: str, token: str) -> str | None:
+    found = client.search_runs([experiment_id], f"tags.`{TOKEN_TAG}` = '{token}'")
+    return str(found[0].info.run_id) if found else None
+
+
+def _status(client: MlflowClient, run_id: str) -> str | None:
+    """The status of a run; None where there is none, or where it was deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
         info = client.get_run(run_id).info
     except MlflowException:  # another store, or a run that was deleted for good
-        return False
-    return bool(info.lifecycle_stage == "active" and info.status == "RUNNING")
+        return None
+    return str(info.status) if info.lifecycle_stage == "active" else None

@@ -1,21 +1,23 @@
-"""The MLflow run made complete: params, every number of every report, the curve, the files.
+"""The MLflow run, completed: params, every number of every report, the curve, the files.
 
-Everything comes from what stands on disk, so the run is the same whether a stage ran just now or
+Everything comes from the files on disk, so the run is the same whether a stage ran just now or
 its outs came from the cache.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loradag.config.problems import LoradagError
 from loradag.runtime import Paths
 from loradag.runtime.report_keys import Reports
 from loradag.tracking.flattening import flat_metrics
-from loradag.tracking.live import close_run, log_points, logged_steps, open_run
+from loradag.tracking.live import close_run, log_points, open_run, without_logged
 from loradag.tracking.registry import register, registry_tags
 from loradag.tracking.store import reason, shown_uri, store_uri
 
@@ -37,7 +39,7 @@ def publish(
     Args:
         paths: of the project, whose files become the run's artifacts.
         name: of the run, where a sweep has not named it already.
-        params: flat, see `records.flat_params`.
+        params: flat, see `flattening.flat_params`.
         reports: by stage.
         curves: {step: {metric: value}}.
         tags: see `provenance`.
@@ -52,16 +54,17 @@ def publish(
 
     key = reports["train"]["checkpoint_key"] if "train" in reports else ""
     try:
-        client, run_id = open_run(paths, key, name)
+        content = _digest([params, reports])
+        client, run_id = open_run(paths, key, name, content)
         experiment_id = _log(client, run_id, name, params, reports, curves, tags)
         _log_files(client, run_id, paths, list(reports))
         if register_as:
             register(client, paths, register_as, run_id, registry_tags(tags))
-        close_run(paths, client, run_id)
+        close_run(paths, client, run_id, content)
     except (MlflowException, SQLAlchemyError, requests.RequestException) as error:
         raise LoradagError(
             f"MLflow at {shown_uri(store_uri(paths.root))} did not take the run: {reason(error)}. "
-            "Mend that, or set MLFLOW_TRACKING_URI to another store; then `dvc repro` publishes "
+            "Correct that, or set MLFLOW_TRACKING_URI to another store; then `dvc repro` publishes "
             "the run, and nothing else runs again."
         ) from error
     return runs_url(paths.root, experiment_id)
@@ -86,32 +89,40 @@ def _log(
     curves: Mapping[int, Mapping[str, float]],
     tags: Mapping[str, str],
 ) -> str:
-    """Log what the run does not hold yet; returns the id of its experiment."""
+    """Log what the run does not have yet; returns the id of its experiment."""
     from mlflow.entities import Metric, Param, RunTag
 
     now = int(time.time() * 1000)
     run = client.get_run(run_id)
-    # It may have been completed before, by a report that was then stopped: nothing goes in twice.
+    # It may have been completed before, by a report that was then stopped: nothing is logged twice.
     metrics = {k: v for k, v in flat_metrics(reports).items() if run.data.metrics.get(k) != v}
     client.log_batch(
         run_id,
         metrics=[Metric(key, value, now, 0) for key, value in metrics.items()],
         params=[Param(key, value) for key, value in params.items()],
-        tags=[RunTag(key, value) for key, value in tags.items()],
+        # Stopped and started again, a report finds as cached what ran before it was stopped.
+        tags=[
+            RunTag(key, value)
+            for key, value in tags.items()
+            if not (key.startswith("stage.") and run.data.tags.get(key) == "ran")
+        ],
     )
     if "mlflow.parentRunId" not in run.data.tags:  # a sweep has named its children itself
         client.update_run(run_id, name=name)
-    steps = logged_steps(client, run_id)
-    log_points(client, run_id, {s: points for s, points in curves.items() if s not in steps})
+    log_points(client, run_id, without_logged(client, run_id, curves))
     return str(run.info.experiment_id)
 
 
 def _log_files(client: MlflowClient, run_id: str, paths: Paths, stages: list[str]) -> None:
     for folder, files in (
         (None, [paths.page, paths.params, paths.root / "dvc.lock"]),
-        ("plots", [paths.loss]),
+        ("plots", [paths.loss, paths.eval_loss]),
         ("reports", [paths.report(stage) for stage in stages]),
     ):
         for file in files:
             if file.exists():
                 client.log_artifact(run_id, str(file), folder)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -6,8 +6,7 @@ LoRA (https://arxiv.org/abs/2106.09685) learns an update of a frozen weight W of
 
 with B = 0 at the start, so that step 0 computes what W computes. The variants:
 
-- rslora (https://arxiv.org/abs/2312.03732): scale = alpha / sqrt(r): high ranks
-  still learn.
+- rslora (https://arxiv.org/abs/2312.03732): scale = alpha / sqrt(r): high ranks still learn.
 - dora (https://arxiv.org/abs/2402.09353): W' = m * (W + scale * B A) / |W + scale * B A|, the norm
   and the learned magnitude m a row.
 - pissa (https://arxiv.org/abs/2404.02948): starts at the r largest singular components of W.
@@ -90,13 +89,17 @@ def add_adapter(
     return tuned
 
 
-def save_adapter(tuned: Any, adapter: Adapter, folder: Path, state: Path, base: str) -> None:
-    """Write the adapter so that it stands on the base as it was, whatever it started from.
+def save_adapter(tuned: Any, folder: Path, state: Path, base: str) -> None:
+    """Write the adapter as an update of the unchanged base, whatever it started from.
 
-    pissa trains on W - B0 A0; with its start at hand peft writes it as an update of W, at rank 2r.
+    pissa trains on W - B0 A0. Given its start, peft writes it as an update of W, of rank 2r.
+
+    Args:
+        state: the folder that `add_adapter` was given.
+        base: what `adapter_config.json` names as the base.
     """
     options = {}
-    if adapter.variant == "pissa":
+    if (state / INITIAL).exists():
         options["path_initial_model_for_weight_conversion"] = str(state / INITIAL)
     tuned.save_pretrained(folder, **options)
     (folder / "README.md").unlink(missing_ok=True)
@@ -106,21 +109,21 @@ def save_adapter(tuned: Any, adapter: Adapter, folder: Path, state: Path, base: 
 def _start_from_error(tuned: Any, weights: Path) -> None:
     """Set A and B so that scale * B A is the best rank-r part of W - dequantized(W), by its SVD.
 
-    As peft's `replace_lora_weights_loftq`, but on any device, and with the scale reckoned in.
+    As peft's `replace_lora_weights_loftq`, but on any device, and divided by the scale.
     """
     import torch
     from peft.tuners.lora import LoraLayer
     from peft.utils.integrations import dequantize_module_weight
-    from safetensors import safe_open
 
-    readers = [safe_open(file, "pt") for file in sorted(weights.glob("*.safetensors"))]
-    stored = {name: reader for reader in readers for name in reader.keys()}  # noqa: SIM118
+    from loradag.checkpoints.safetensors_reader import read_entries, read_tensor
+
+    stored = read_entries(weights)
     for name, module in tuned.named_modules():
         if not isinstance(module, LoraLayer) or "default" not in module.lora_A:
             continue
         key = f"{name.removeprefix('base_model.model.')}.weight"
         quantized = dequantize_module_weight(module.get_base_layer()).float()
-        error = stored[key].get_tensor(key).to(quantized) - quantized
+        error = read_tensor(weights / stored[key].file, key).to(quantized) - quantized
         u, s, vh = torch.linalg.svd(error / module.scaling["default"], full_matrices=False)
         root = s[: module.r["default"]].sqrt()
         start_a, start_b = root[:, None] * vh[: len(root)], u[:, : len(root)] * root
@@ -131,7 +134,7 @@ def _start_from_error(tuned: Any, weights: Path) -> None:
 def _sort_config(path: Path, base: str) -> None:
     """Make the config portable and the same bytes each time.
 
-    peft records where the base lay, and writes sets in an order that changes from run to run.
+    peft records the path of the base, and writes sets in an order that changes from run to run.
     """
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base

@@ -4,15 +4,15 @@ Forward: every linear layer of the blocks computes with weights rounded to `trai
 groups of `train.group_size` (`fake_quantize`), and with activations of `train.activation_bits`
 where set. Backward: straight through, to full-precision masters. At the end the weights are
 rounded by the same quantiser, so the converted model computes what the masters' forward pass
-computed. It is an ordinary checkpoint of float weights on the grid, with the scheme in
-`quantization.json`.
+computed. It is an ordinary checkpoint of float weights on the quantization lattice, with the scheme
+in `quantization.json`.
 
 With an adapter (QAT-LoRA) the *effective* weight is rounded,
 
     y = Q(W + scale B A) x,
 
-not W alone: an update beside a rounded W would leave the grid when it is merged, and rounding it
-then is what no step has trained for. So the result is again a whole checkpoint, and what is merged
+not W alone: an update next to a rounded W would leave the lattice when it is merged, and no
+step has trained for rounding it then. So the result is again a full checkpoint, and what is merged
 and exported is what was trained. It costs the product B A a layer a step, and the memory of one
 effective weight a layer.
 """
@@ -105,8 +105,8 @@ def convert(model: Any) -> Any:
     return merged
 
 
-def save(model: Any, train: Train, folder: Path) -> None:
-    """Convert, and write the whole checkpoint with its `quantization.json`."""
+def save(model: Any, folder: Path, train: Train) -> None:
+    """Convert, and write the full checkpoint with its `quantization.json`."""
     convert(model).save_pretrained(folder)
     scheme = {
         "scheme": "symmetric",

@@ -1,4 +1,4 @@
-"""The guide's reading of QLoRA: the adapter's own A and B are quantised, not (only) the base.
+"""What some introductions call QLoRA: the adapter's own A and B are quantised, not the base alone.
 
     W' = W + scale Q(B) Q(A),    Q: symmetric absmax with a scale a row.
 
@@ -9,12 +9,14 @@ saved are Q(A) and Q(B), so peft loads and merges what training computed at its 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from loradag.config.adapter import Adapter
 from loradag.quantization.fake_quantize import fake_quantized, round_weight
+from loradag.training.lora import save_adapter
 
 
 def quantize_adapter(tuned: Any, adapter: Adapter) -> Any:
@@ -25,10 +27,11 @@ def quantize_adapter(tuned: Any, adapter: Adapter) -> Any:
     return tuned
 
 
-def round_adapter(tuned: Any) -> None:
-    """Put A and B of a trained model on their grid, in place."""
+def save_quantized_adapter(tuned: Any, folder: Path, state: Path, base: str) -> None:
+    """Round A and B of a trained model, in place, and write them; see `save_adapter`."""
     for factors, name in _factors(tuned):
         round_weight(factors[name])
+    save_adapter(tuned, folder, state, base)
 
 
 def _factors(tuned: Any) -> Iterator[tuple[torch.nn.ModuleDict, str]]:

@@ -1,36 +1,85 @@
-"""Checkpoints outside the stage's outs, keyed by all that shapes the result.
+"""Checkpoints outside the stage's outs, keyed by everything that shapes the result.
 
-DVC deletes a stage's outs before it runs; what lies here stays, so that an interrupted training
-goes on, and one with other inputs never picks up a foreign checkpoint.
+DVC deletes a stage's outs before it runs; checkpoints stay, so that an interrupted training
+continues. One with other inputs never continues from them.
 """
 
 import hashlib
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 
-def inputs_key(options: Any, files: Iterable[Path]) -> str:
-    """Hash of options (plain containers), of the files' contents and of the libraries' versions."""
+from loradag.runtime import Paths, exclusive
+
+LIBRARIES = (
+    "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "torchao", "datasets",
+)  # fmt: skip
+
+
+def training_key(paths: Paths, options: Any, code: Path = Path(__file__).parents[2]) -> str:
+    """A hash of all that shapes a training's result; 16 hexadecimal digits.
+
+    That is `options` (plain containers: params, resolved dtype, device), the contents of the
+    input files, the code that `dvc.yaml` declares for the stage, and the libraries' versions.
+
+    Args:
+        code: the folder of `dvc.yaml` and of the code that runs.
+    """
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
-    for name in ("torch", "transformers", "peft", "trl", "bitsandbytes", "torchao"):
-        digest.update(f"{name}=={importlib.metadata.version(name)}".encode())
-    for path in sorted(files):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for name in LIBRARIES:
+        digest.update(f"{name}=={importlib.metadata.version(name)}\0".encode())
+    for root, files in ((code, code_files(code)), (paths.root, _input_files(paths))):
+        for path in files:
+            digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
 
 
+def code_files(root: Path) -> list[Path]:
+    """The Python files that `dvc.yaml` in `root` declares as deps of `train`."""
+    pipeline: Any = OmegaConf.to_container(OmegaConf.load(root / "dvc.yaml"))
+    files: set[Path] = set()
+    for dep in pipeline["stages"]["train"]["deps"]:
+        if dep.endswith(".py"):
+            files.add(root / dep)
+        elif (root / dep / "__init__.py").is_file():
+            files.update((root / dep).rglob("*.py"))
+    return sorted(files)
+
+
+def _input_files(paths: Paths) -> list[Path]:
+    """Prepared rows, base and quantized base. The base's weights are pinned by hash in a file."""
+    return sorted(
+        path
+        for folder in (paths.prepared, paths.quantized, paths.base)
+        for path in folder.rglob("*")
+        if path.is_file() and not (folder == paths.base and path.suffix == ".safetensors")
+    )
+
+
+@contextmanager
+def checkpoint_folder(paths: Paths, key: str) -> Iterator[Path]:
+    """The folder for the checkpoints of `key`, for one process at a time; deleted on success."""
+    folder = paths.state / "checkpoints" / key
+    waiting = f"train: another process trains with the same inputs ({folder}); waiting."
+    with exclusive(folder.with_suffix(".lock"), waiting):
+        yield folder
+        shutil.rmtree(folder)
+
+
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint in `folder`; broken ones are deleted.
+    """The newest complete checkpoint in `folder`; broken ones are deleted.
 
     The trainer writes its state last: a checkpoint without a readable one was cut short.
     """
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
         try:
             json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -40,5 +89,6 @@ def last_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which a checkpoint was written."""
     return int(checkpoint.name.removeprefix("checkpoint-"))

@@ -2,56 +2,161 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import ProgressCallback
+from transformers import EarlyStoppingCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
+from loradag.config.problems import LoradagError
 from loradag.config.train import Train
-from loradag.data.rows import Row
+from loradag.data.rows import Rows
+from loradag.evaluation.perplexity import score
 from loradag.models.precision import verify_dtype
-from loradag.training.guards import IGNORED, FiniteLoss, check_labels
+from loradag.training.guards import IGNORED, Guards, check_labels
+from loradag.training.packing import verify_packing
 
 
 class LossBar(ProgressCallback):
-    """A bar with the loss and the time that is left, not a line a step."""
+    """A bar with the losses and the time that is left, not a line a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: dict[str, str] = {}
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
-        if self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}")
+        found = {name: (logs or {}).get(name) for name in ("loss", "eval_loss")}
+        self.losses |= {name: f"{loss:.3f}" for name, loss in found.items() if loss is not None}
+        if self.training_bar is not None:
+            self.training_bar.set_postfix(self.losses)
 
 
-def labelled(rows: list[Row], loss: str, eos_token_id: int) -> Dataset:
-    """Rows as `input_ids` and `labels`; with completion-only loss the prompt is ignored."""
-    labels = [
-        [
-            id if in_completion or loss == "full" else IGNORED
-            for id, in_completion in zip(row.input_ids, row.completion_mask, strict=True)
-        ]
-        for row in rows
-    ]
-    check_labels(labels, eos_token_id)
-    return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": labels})
+MASKS = {"completion": "completion_mask", "assistant": "assistant_mask"}
+
+
+def labelled(rows: Rows, loss: str, file: Path) -> Dataset:
+    """Rows as `input_ids` and `labels`, where tokens without loss are ignored.
+
+    Written to `file` a row group at a time and mapped into memory from there, so that a million
+    rows take no more of it than a thousand.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    columns = ["input_ids", *([MASKS[loss]] if loss in MASKS else [])]
+    kind = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, kind) as writer:
+        for table in rows.tables(*columns):
+            ids = table["input_ids"].combine_chunks()
+            labels = ids.values.to_numpy()
+            if loss in MASKS:
+                mask = table[MASKS[loss]].combine_chunks().values.to_numpy()
+                labels = np.where(mask, labels, np.int32(IGNORED))
+            lists = pa.ListArray.from_arrays(ids.offsets, pa.array(labels, pa.int32()))
+            writer.write_table(pa.table([ids, lists], kind))
+    return Dataset.from_file(str(file))
+
+
+def first_rows(data: Dataset, count: int | None) -> Dataset:
+    """The first `count` rows; None: all of them."""
+    return data if count is None else data.select(range(min(count, len(data))))
+
+
+def label_batches(data: Dataset) -> Iterator[Any]:
+    """The labels of many rows at a time, one after the other in one array."""
+    for batch in data.with_format("arrow").iter(1024):
+        yield batch["labels"].combine_chunks().flatten().to_numpy()
+
+
+class Stopping(EarlyStoppingCallback):
+    """Stops early, and leaves no checkpoint of the last step.
+
+    Resumed from one, the trainer would train one step more.
+    """
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Without the base class's advice to keep the best weights: that is `train.keep`."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if control.should_training_stop:
+            control.should_save = False
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float], **options: Any
+    ) -> None:
+        super().on_evaluate(args, state, control, metrics, **options)
+        if control.should_training_stop:
+            control.should_save = False
+            if state.best_metric is None or metrics["eval_loss"] < state.best_metric:
+                state.best_model_checkpoint = None  # the model as it is now is the best
+
+
+class Trainer(SFTTrainer):
+    """SFTTrainer whose held-out loss is that of the stage `evaluate`.
+
+    It is taken over tokens. The base class takes the mean over batches of different sizes.
+    """
+
+    control: Any
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        self.model.eval()  # each training step sets it back
+        rows = list(self.eval_dataset["input_ids"])
+        labels = self.eval_dataset["labels"]
+        longest = max(len(row) for row in rows)
+        held_out = score(
+            self.model,
+            rows,
+            [[int(label != IGNORED) for label in row] for row in labels],
+            window=longest,
+            stride=longest,
+            batch_tokens=self.args.per_device_train_batch_size * longest,
+            progress=False,
+        )
+        metrics = {"eval_loss": held_out.nll}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
 
 
 def make_trainer(
     model: Any,
     tokenizer: Any,
-    rows: list[Row],
+    rows: Rows,
+    held_out: Rows,
     train: Train,
     seed: int,
     dtype: torch.dtype,
     checkpoints: Path,
     callbacks: list[Any],
-) -> SFTTrainer:
-    """A trainer that computes in `dtype` and checkpoints into `checkpoints`."""
+) -> Trainer:
+    """A trainer that computes in `dtype` and checkpoints into `checkpoints`.
+
+    Args:
+        rows: to train on, `train.max_rows` of them at most.
+        held_out: to evaluate on, `train.eval_rows` of them at most.
+
+    Raises:
+        LoradagError: labels that train nothing, no held-out rows, or packing that is not exact.
+    """
+    if not held_out:
+        raise LoradagError(
+            "there are no held-out rows to evaluate the training on. Raise prepare.eval_fraction."
+        )
+    data = first_rows(labelled(rows, train.loss, checkpoints / "rows.arrow"), train.max_rows)
+    check_labels(label_batches(data), train.loss, tokenizer.eos_token_id)
     started = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    trainer = SFTTrainer(
+    stopping = train.early_stopping
+    trainer = Trainer(
         model=model,
         args=SFTConfig(
             output_dir=str(checkpoints),
@@ -67,6 +172,7 @@ def make_trainer(
             weight_decay=train.weight_decay,
             max_grad_norm=train.max_grad_norm,
             packing=train.packing,
+            eval_packing=False,
             max_length=train.packing_tokens if train.packing else None,
             bf16=dtype == torch.bfloat16,
             fp16=dtype == torch.float16,
@@ -76,13 +182,25 @@ def make_trainer(
             logging_first_step=True,
             logging_nan_inf_filter=False,  # else a NaN is logged as the average of the others
             include_num_input_tokens_seen="non_padding",
+            eval_strategy="steps",
+            eval_steps=train.eval_steps or sys.maxsize,  # the last step is evaluated in any case
+            metric_for_best_model="eval_loss",
+            load_best_model_at_end=train.keep == "best",
+            restore_callback_states_from_checkpoint=True,  # the patience that is left
             save_steps=train.checkpoint_steps,
             save_total_limit=2,
             report_to="none",
         ),
-        train_dataset=labelled(rows, train.loss, tokenizer.eos_token_id),
+        train_dataset=data,
+        eval_dataset=first_rows(
+            labelled(held_out, train.loss, checkpoints / "held_out.arrow"), train.eval_rows
+        ),
         processing_class=tokenizer,
-        callbacks=[FiniteLoss(), *callbacks],
+        callbacks=[
+            Guards(model),
+            *callbacks,
+            Stopping(stopping.patience or sys.maxsize, stopping.threshold),
+        ],
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LossBar())
@@ -91,6 +209,9 @@ def make_trainer(
     for name, parameter in model.named_parameters():
         if name in started:
             parameter.data = started[name]
+    if train.packing and len(rows) > 1:
+        first, second = (row.input_ids[: train.packing_tokens // 2] for row in rows[:2])
+        verify_packing(model, trainer.data_collator, first, second)
     return trainer
 
 

@@ -1,65 +1,36 @@
-from collections import Counter
-from dataclasses import replace
-
 import pytest
 
-from loradag.config.problems import LoradagError
-from loradag.data.rows import Row, read_rows, write_rows
-from loradag.data.selection import content_id, select, split_of
-from loradag.data.templates import Template
-from tests.conftest import smoke_config
+from loradag.data.rows import Row, open_writer, read_rows, schema, write_rows
 
-TEMPLATE = Template("plain", "{a}", "{b}")
-PREPARE = replace(
-    smoke_config().prepare, unique=["a"], min_characters=3, max_characters=12, max_rows=None
-)
-
-
-def test_the_reasons_of_dropped_rows_are_counted() -> None:
-    dropped: Counter[str] = Counter()
-    rows = [
-        {"a": "one", "b": "two"},
-        {"a": " ONE! ", "b": "else"},  # the same up to case, punctuation and spacing
-        {"a": "one", "b": ""},
-        {"a": "one"},
-        {"a": "o", "b": "k"},
-        {"a": "x" * 12, "b": "y"},
-    ]
-    kept = select(rows, PREPARE, TEMPLATE, dropped)
-    assert list(kept.values()) == [rows[0]]
-    assert +dropped == {"duplicate": 1, "no_b": 2, "too_short": 1, "too_long": 1}
-
-
-def test_a_row_keeps_its_split_whatever_other_rows_there_are() -> None:
-    ids = [content_id([f"row {n}"]) for n in range(2000)]
-    prepare = replace(PREPARE, eval_fraction=0.1, calibration_fraction=0.05)
-    splits = Counter(split_of(id, prepare) for id in ids)
-    # Binomial: 5 standard deviations around 200 and 100.
-    assert abs(splits["eval"] - 200) < 5 * (2000 * 0.1 * 0.9) ** 0.5
-    assert abs(splits["calibration"] - 100) < 5 * (2000 * 0.05 * 0.95) ** 0.5
-    wider = replace(prepare, eval_fraction=0.2)
-    assert all(split_of(id, wider) == "eval" for id in ids if split_of(id, prepare) == "eval")
-
-
-def test_a_sample_of_rows_does_not_lean_to_one_split() -> None:
-    rows = [{"a": f"row {n}", "b": "yes"} for n in range(1000)]
-    prepare = replace(PREPARE, max_rows=300, eval_fraction=0.2, calibration_fraction=0.2)
-    dropped: Counter[str] = Counter()
-    kept = select(rows, prepare, TEMPLATE, dropped)
-    assert len(kept) == 300
-    assert dropped["over_max_rows"] == 700
-    splits = Counter(split_of(id, prepare) for id in kept)
-    assert abs(splits["calibration"] - 60) < 5 * (300 * 0.2 * 0.8) ** 0.5
-
-
-def test_an_unknown_field_names_those_there_are() -> None:
-    with pytest.raises(LoradagError, match=r"'b'.*There are: a"):
-        select([{"a": "one"}], PREPARE, TEMPLATE, Counter())
+ROWS = [
+    Row(f"{at:x}", "text ü", "te", [1, 2, at], [0, 1, 1], [0, 1, 1], [3, 4, 0]) for at in range(7)
+]
 
 
 def test_rows_come_back_as_written_and_twice_the_same_bytes(tmp_path) -> None:
-    rows = [Row("id", "text ü", "te", [1, 2, 3], [0, 1, 1]), Row("b", "", "", [2], [1])]
     for name in ("one", "two"):
-        write_rows(tmp_path / name, rows)
-    assert read_rows(tmp_path / "one") == rows
+        write_rows(tmp_path / name, ROWS)
+    assert list(read_rows(tmp_path / "one")) == ROWS
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_rows_of_several_groups_are_one_sequence(tmp_path) -> None:
+    import pyarrow as pa
+
+    with open_writer(tmp_path / "rows") as writer:
+        for part in (ROWS[:3], ROWS[3:4], ROWS[4:]):
+            writer.write_table(pa.Table.from_pylist([vars(row) for row in part], schema()))
+    rows = read_rows(tmp_path / "rows")
+    assert len(rows) == 7
+    assert list(rows) == ROWS
+    assert rows[2:6] == ROWS[2:6]
+    assert rows[-1] == ROWS[-1]
+    assert [table.num_rows for table in rows.tables("input_ids")] == [3, 1, 3]
+    with pytest.raises(IndexError):
+        rows[7]
+
+
+def test_no_rows_are_an_empty_sequence(tmp_path) -> None:
+    write_rows(tmp_path / "rows", [])
+    assert list(read_rows(tmp_path / "rows")) == []
+    assert read_rows(tmp_path / "rows")[:3] == []

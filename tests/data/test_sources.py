@@ -1,55 +1,53 @@
-import json
-from dataclasses import replace
-
 import pytest
 
-from loradag.config.problems import LoradagError
-from loradag.data.sources import read_source
-from tests.conftest import smoke_config
+from loradag.data.origins import Source, list_sources
+from loradag.data.sources import Unreadable, read_blocks, rows_of
 
-FILE = smoke_config("prepare=file", "prepare.path=x").prepare
+QUOTES, GLOSSES = Source("quotes", "quotes"), Source("glosses", "glosses")
+
+
+def rows(source: Source) -> list:
+    return [row for block in read_blocks(0, source) for _, row in rows_of(block)]
 
 
 def test_quotes_are_clean_and_attributed() -> None:
-    rows = list(read_source(smoke_config().prepare))
-    attributed = [row for row in rows if "author" in row]
+    quotes = rows(QUOTES)
+    attributed = [row for row in quotes if "author" in row]
     assert len(attributed) > 4000
-    for row in rows:
+    for row in quotes:
         assert not {"\b", "\n", "\t"} & set(row["quote"] + row.get("author", ""))
     assert any(row["author"] == "Oscar Wilde" for row in attributed)
 
 
 def test_glosses_are_of_common_words() -> None:
-    rows = list(read_source(smoke_config("prepare=glosses").prepare))
-    words = {row["word"] for row in rows}
-    assert len(rows) == len(words) == 20_553
+    glosses = rows(GLOSSES)
+    words = {row["word"] for row in glosses}
+    assert len(glosses) == len(words) == 20_553
     assert "house" in words
-    assert all(row["gloss"].endswith(".") for row in rows)
+    assert all(row["gloss"].endswith(".") for row in glosses)
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
-def test_files_of_ones_own(tmp_path, suffix) -> None:
-    path = tmp_path / f"rows{suffix}"
-    row = {"prompt": "Hi", "completion": "Ho"}
-    text = json.dumps(row) if suffix == ".jsonl" else "prompt,completion\nHi,Ho"
-    path.write_text(text + "\n", encoding="utf-8")
-    assert list(read_source(replace(FILE, path=str(path)))) == [row]
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [(b'{"a": ', "broken_json"), (b"[1]", "no_object"), (b'{"a": "\xff"}', "not_utf8")],
+)
+def test_lines_that_are_no_rows(line, reason) -> None:
+    from loradag.data.sources import Block
+
+    good = b'{"a": "\xc3\xbc"}'
+    block = Block(0, "x.jsonl", 5, "json", good + b"\n\n" + line + b"\n")
+    (first, row), (third, bad) = rows_of(block)
+    assert (first, row) == (5, {"a": "ü"})
+    assert third == 7
+    assert isinstance(bad, Unreadable)
+    assert bad.reason == reason
 
 
-def test_a_broken_row_is_named(tmp_path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"prompt": "Hi", "completion": "Ho"}\n{"prompt": \n', encoding="utf-8")
-    with pytest.raises(LoradagError, match=r"prepare\.path.*rows\.jsonl"):
-        list(read_source(replace(FILE, path=str(path))))
-
-
-def test_missing_and_unknown_files(tmp_path) -> None:
-    with pytest.raises(LoradagError, match="no such file"):
-        list(read_source(replace(FILE, path=str(tmp_path / "none.csv"))))
-    with pytest.raises(LoradagError, match="unknown ending"):
-        list(read_source(replace(FILE, path=str(tmp_path / "rows.xlsx"))))
-
-
-def test_a_hub_out_of_reach_is_one_clear_error() -> None:
-    with pytest.raises(LoradagError, match="prepare=quotes needs none"):
-        list(read_source(smoke_config("prepare=english_quotes").prepare))
+def test_a_mix_names_its_sources_and_weights() -> None:
+    mix = [{"path": ["a/x.jsonl", "b.csv"], "weight": 2}, {"id": "org/set", "config": "main"},
+           {"source": "quotes", "name": "sayings"}]  # fmt: skip
+    found = list_sources(source="mix", id=None, config=None, revision=None, mix=mix)
+    assert [(s.name, s.kind, s.weight) for s in found] == [
+        ("x.jsonl b.csv", "file", 2.0), ("org/set main", "hub", 1.0), ("sayings", "quotes", 1.0),
+    ]  # fmt: skip
+    assert (found[1].revision, found[1].split) == ("main", "train")

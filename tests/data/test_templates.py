@@ -1,65 +1,172 @@
+"""The chat templates of model families, as trl carries them, and what they train on."""
+
+import importlib.resources
+from dataclasses import replace
+from typing import Any
+
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from loradag.data.templates import Template, encode, encode_prompt, render, render_prompt
-from loradag.models.tokenizer import load_tokenizer
+from loradag.config.problems import LoradagError
+from loradag.data.rendering import Renderer, trainable_template
+from loradag.data.shapes import DroppedError, Shape
+from loradag.data.templates import Template, chat_prompt, pin_date, render_prompt
+from loradag.data.tokenization import Tokenization
+from tests.conftest import smoke_config
+from tests.data.conftest import CHATML, marked
 
-PLAIN = Template("plain", "Quote: {quote}", "\nAuthor: {author}")
-CHAT = Template("chat", "{quote}", "{author}")
-FIELDS = {"quote": "Less is more.", "author": "Mies"}
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_base):
-    return load_tokenizer(tiny_base)
-
-
-def test_the_guides_recipe(tokenizer) -> None:
-    prompt, completion = render(PLAIN, FIELDS, tokenizer)
-    assert prompt + completion == "Quote: Less is more.\nAuthor: Mies"
-    ids, _ = encode(prompt, completion, tokenizer)
-    assert tokenizer.decode(ids) == "Quote: Less is more.\nAuthor: Mies<|im_end|>"
-
-
-@pytest.mark.parametrize("template", [PLAIN, CHAT])
-def test_the_mask_covers_the_completion_and_one_eos(tokenizer, template) -> None:
-    prompt, completion = render(template, FIELDS, tokenizer)
-    ids, mask = encode(prompt, completion, tokenizer)
-    kept = [id for id, in_completion in zip(ids, mask, strict=True) if in_completion]
-    text = tokenizer.decode(kept)
-    assert text.rstrip("\n").endswith("Mies<|im_end|>")
-    assert "Less" not in text
-    assert "Author" in text or template is CHAT
-    assert kept.count(tokenizer.eos_token_id) == 1
-    assert mask[-1] == 1
+PREPARE = smoke_config("prepare=file", "prepare.path=x/y.jsonl").prepare
+TURNS = [
+    {"role": "user", "content": "A"},
+    {"role": "assistant", "content": "B"},
+    {"role": "user", "content": "C"},
+    {"role": "assistant", "content": "D"},
+]
+# Of Mistral's instruct models: the prompt is in brackets, EOS ends an answer.
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} "
+    "[/INST]{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+# Its prompt is another text than the start of the dialogue that continues it.
+NO_PREFIX = (
+    "{{ messages | length }} turns:{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+DATED = "Today is {{ strftime_now('%d %B %Y') }}.\n" + CHATML
 
 
-def test_a_chat_prompt_ends_where_the_models_turn_begins(tokenizer) -> None:
-    prompt, completion = render(CHAT, FIELDS, tokenizer)
-    assert prompt.endswith("<|im_start|>assistant\n")
-    assert completion == "Mies<|im_end|>"
+def template_of(name: str) -> str:
+    file = importlib.resources.files("trl") / f"chat_templates/{name}.jinja"
+    return file.read_text(encoding="utf-8")
 
 
-def test_a_rendered_text_is_never_rendered_again(tokenizer) -> None:
-    template = Template("rendered", "", "{text}")
-    text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>"
-    assert render(template, {"text": text}, tokenizer) == ("", text)
-    ids, _ = encode("", text, tokenizer)
-    assert tokenizer.decode(ids) == text  # no second BOS, no second EOS
+def shown(tokenizer: Any, turns: list[dict[str, Any]], date: str = "2025-01-01") -> str:
+    renderer = Renderer(tokenizer, Template("chat", "", "", date))
+    rendered = renderer.render(Shape("messages", PREPARE).convert({"messages": turns}))
+    (made,) = Tokenization(tokenizer).encode([rendered])
+    return marked(tokenizer, made.input_ids.tolist(), made.assistant_mask.tolist())
 
 
-def test_generation_uses_the_training_template(tokenizer) -> None:
-    assert render_prompt(PLAIN, "Be", tokenizer) == "Quote: Be"
-    opening, _ = render(CHAT, {"quote": "Be", "author": "x"}, tokenizer)
-    assert render_prompt(CHAT, "Be", tokenizer) == opening
+IM = ("<|im_start|>", "<|im_end|>")
+HEADERS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+GEMMA = ("<start_of_turn>", "<end_of_turn>")
+PHI = ("<|user|>", "<|assistant|>", "<|end|>")
+FAMILIES = {
+    "qwen2_5": (
+        IM, None, "<|im_end|>",
+        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+        "<|im_end|>\n<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\n«B<|im_end|>»\n"
+        "<|im_start|>user\nC<|im_end|>\n<|im_start|>assistant\n«D<|im_end|>»",
+    ),
+    "qwen3": (
+        IM, None, "<|im_end|>",
+        "<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\n«<think>\n\n</think>\n\n"
+        "B<|im_end|>»\n<|im_start|>user\nC<|im_end|>\n<|im_start|>assistant\n"
+        "«<think>\n\n</think>\n\nD<|im_end|>»",
+    ),
+    "llama3": (
+        HEADERS, "<|begin_of_text|>", "<|eot_id|>",
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nA<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n«B<|eot_id|>»"
+        "<|start_header_id|>user<|end_header_id|>\n\nC<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n«D<|eot_id|>»",
+    ),
+    "gemma": (
+        GEMMA, "<bos>", "<eos>",
+        "<bos><start_of_turn>user\nA<end_of_turn>\n<start_of_turn>model\n«B<end_of_turn>»\n"
+        "<start_of_turn>user\nC<end_of_turn>\n<start_of_turn>model\n«D<end_of_turn><eos>»",
+    ),
+    "gemma3": (
+        GEMMA, "<bos>", "<eos>",
+        "<bos><start_of_turn>user\nA<end_of_turn>\n<start_of_turn>model\n«B<end_of_turn>»\n"
+        "<start_of_turn>user\nC<end_of_turn>\n<start_of_turn>model\n«D<end_of_turn><eos>»",
+    ),
+    "phi3": (
+        PHI, None, "<|endoftext|>",
+        "<|user|>\nA<|end|>\n<|assistant|>\n«B<|end|>»\n<|user|>\nC<|end|>\n"
+        "<|assistant|>\n«D<|end|>»\n«<|endoftext|>»",
+    ),
+}  # fmt: skip
 
 
-@given(st.text(max_size=40), st.text(max_size=40))
-def test_prompt_and_completion_are_tokenised_as_one_text(tokenizer, prompt, completion) -> None:
-    ids, mask = encode(prompt, completion, tokenizer)
-    whole = encode_prompt(prompt + completion, tokenizer)
-    assert ids[: len(whole)] == whole
-    assert len(ids) == len(mask)
-    assert ids[-1] == tokenizer.eos_token_id
-    assert mask == sorted(mask)  # the completion comes last
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families(letters, name) -> None:
+    special, bos, eos, expected = FAMILIES[name]
+    assert shown(letters(template_of(name), special, bos, eos), TURNS) == expected
+
+
+def test_mistral(letters) -> None:
+    tokenizer = letters(MISTRAL, (), "<s>", "</s>", adds_bos=True)
+    assert shown(tokenizer, TURNS) == "<s>[INST] A [/INST]« B</s>»[INST] C [/INST]« D</s>»"
+
+
+def test_smollm2(letters) -> None:
+    assert shown(letters(CHATML), TURNS) == (
+        "<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\n«B<|im_end|>»\n"
+        "<|im_start|>user\nC<|im_end|>\n<|im_start|>assistant\n«D<|im_end|>»"
+    )
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "llama3", "gemma", "gemma3"])
+def test_marks_and_prefixes_find_the_same_tokens(letters, name) -> None:
+    special, bos, eos, expected = FAMILIES[name]
+    tokenizer = letters(template_of(f"{name}_training"), special, bos, eos)
+    assert trainable_template(tokenizer, "2025-01-01")[1]
+    assert shown(tokenizer, TURNS) == expected
+
+
+def test_a_template_whose_prompt_is_no_prefix_is_refused_with_the_reason(letters) -> None:
+    with pytest.raises(LoradagError, match="renders a prompt otherwise than the dialogue"):
+        Renderer(letters(NO_PREFIX), Template("chat", "", ""))
+
+
+def test_a_tokenizer_without_chat_template_is_refused(letters) -> None:
+    with pytest.raises(LoradagError, match="no chat template"):
+        Renderer(letters(None), Template("chat", "", ""))
+
+
+def test_a_dialogue_that_the_template_refuses_is_named(letters) -> None:
+    special, bos, eos, _ = FAMILIES["gemma"]
+    tokenizer = letters(template_of("gemma"), special, bos, eos)
+    with pytest.raises(DroppedError, match="refuses"):
+        shown(tokenizer, [{"role": "system", "content": "S"}, *TURNS])
+
+
+def test_today_is_the_date_of_the_config(letters) -> None:
+    tokenizer = letters(DATED)
+    assert shown(tokenizer, TURNS[:2], "2024-07-26").startswith("Today is 26 July 2024.\n")
+    template = Template("chat", "", "", "2024-07-26")
+    assert render_prompt(template, "A", tokenizer).startswith("Today is 26 July 2024.\n")
+    assert "2024" not in chat_prompt(TURNS[:1], tokenizer)  # as a runtime would render it
+
+
+@pytest.mark.parametrize("name", ["llama3_2", "llama3_1"])
+def test_dates_of_real_templates_are_pinned(letters, name) -> None:
+    pinned = pin_date(template_of(name), "2024-07-26")
+    assert "strftime_now(" not in pinned
+    tokenizer = letters(template_of(name), HEADERS, "<|begin_of_text|>", "<|eot_id|>")
+    text = shown(tokenizer, TURNS)
+    assert "Today Date: 01 Jan 2025" in text or "Today Date: 26 Jul 2024" in text
+
+
+def test_generation_uses_the_training_template(letters) -> None:
+    tokenizer = letters()
+    plain = Template("plain", "Quote: {quote}", "\nAuthor: {author}")
+    assert render_prompt(plain, "Be", tokenizer) == "Quote: Be"
+    assert render_prompt(Template("plain", "", "{text}"), "Be", tokenizer) == "Be"
+    opening = "<|im_start|>user\nBe<|im_end|>\n<|im_start|>assistant\n"
+    assert render_prompt(Template("chat", "{a}", "{b}"), "Be", tokenizer) == opening
+    rendered = Template("rendered", "", "{text}")
+    assert render_prompt(rendered, "Be", tokenizer) == opening
+    assert render_prompt(rendered, "Be", letters(None)) == "Be"
+
+
+def test_bos_is_there_once_whoever_adds_it(letters) -> None:
+    row = replace(PREPARE, template="plain")
+    for prompt, adds_bos in (("Hi", True), ("<s>Hi", True), ("<s>Hi", False)):
+        tokenizer = letters(None, (), "<s>", "</s>", adds_bos)
+        example = Shape("prompt_completion", replace(row, prompt=prompt, completion="{a}"))
+        renderer = Renderer(tokenizer, Template("plain", "", ""))
+        rendered = renderer.render(example.convert({"a": "b"}))
+        (made,) = Tokenization(tokenizer).encode([rendered])
+        text = marked(tokenizer, made.input_ids.tolist(), made.completion_mask.tolist())
+        assert text == "<s>Hi«b</s>»"

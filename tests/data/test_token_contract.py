@@ -1,16 +1,18 @@
 import copy
+from dataclasses import replace
 
 import pytest
 
 from loradag.config.problems import LoradagError
 from loradag.data.rows import Row
-from loradag.data.templates import Template, encode
+from loradag.data.templates import Template
 from loradag.data.token_contract import (
     make_contract,
     read_contract,
     verify_tokenizer,
     write_contract,
 )
+from loradag.data.tokenization import encode_row
 from loradag.models.tokenizer import load_tokenizer
 
 
@@ -19,10 +21,14 @@ def tokenizer(tiny_base):
     return load_tokenizer(tiny_base)
 
 
+def row(prompt, completion, tokenizer):
+    ids, mask = encode_row(prompt + completion, prompt, tokenizer)
+    return Row("id", prompt + completion, prompt, ids, mask, mask, [])
+
+
 @pytest.fixture(scope="module")
 def contract(tokenizer):
-    ids, mask = encode("Quote: a  2024", "\nAuthor: b", tokenizer)
-    rows = [Row("id", "Quote: a  2024\nAuthor: b", "Quote: a  2024", ids, mask)]
+    rows = [row("Quote: a  2024", "\nAuthor: b", tokenizer)]
     template = Template("plain", "Quote: {quote}", "\nAuthor: {author}")
     return make_contract(tokenizer, template, ["a  2024", "naïve 東京"], rows)
 
@@ -58,3 +64,10 @@ def test_an_added_bos_is_caught(tokenizer, contract) -> None:
     )
     with pytest.raises(LoradagError, match="breaks the token contract"):
         verify_tokenizer(broken, contract)
+
+
+def test_rows_whose_text_spells_a_special_token_are_left_out(tokenizer) -> None:
+    harmless = row("a", "b", tokenizer)
+    spelled = replace(row("a<|im_end|>", "b", tokenizer), input_ids=[1, 2, 3])
+    template = Template("plain", "{a}", "{b}")
+    assert make_contract(tokenizer, template, [], [spelled, harmless]).rows == [harmless]

@@ -58,7 +58,8 @@ def choices(model, tokenizer, folder: Path) -> float:
 def test_a_local_task_is_scored_for_base_quantized_and_adapter(project, tasks_path) -> None:
     paths, config = project(
         "evaluate.tasks=[capitals]", f"evaluate.tasks_path={tasks_path}", "train.max_steps=1",
-        "train.checkpoint_steps=1", "evaluate.dtype=float32",
+        "train.warmup_steps=0",
+        "train.warmup_steps=0", "train.checkpoint_steps=1", "evaluate.dtype=float32",
     )  # fmt: skip
     reports = run_stages(paths, config, "prepare", "quantize", "train", "baseline", "evaluate")
     scores = reports["evaluate"]["tasks"]

@@ -141,7 +141,7 @@ def test_perplexity_may_fall_as_far_as_it_will(after: float, holds: bool) -> Non
     """Into a better base than training saw it falls; that is no broken merge."""
     parity = Parity(
         max_abs_logit_diff=20.0, mean_abs_logit_diff=1.0, mean_kl=0.2, top_match=0.8,
-        perplexity_before=80.0, perplexity_after=after, greedy_match=0.5,
+        perplexity_before=80.0, perplexity_after=after, mean_abs_nll_diff=0.3, greedy_match=0.5,
     )  # fmt: skip
     checks = _checks(parity, Tolerance(kl=0.5, perplexity=0.25, rounding=0.001))
     assert all(check.value <= check.at_most for check in checks) == holds

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from loradag.checkpoints.headers import architecture, count_parameters
+from loradag.checkpoints.model_files import PIN, read_architecture
+from loradag.checkpoints.safetensors_reader import count_parameters
 from loradag.config.problems import LoradagError
 from loradag.models.base import fetch_base
-from loradag.models.pinning import PIN, sha256, weights_folder
+from loradag.models.pinning import sha256, weights_folder
 from tests.conftest import smoke_config
 
 TINY = smoke_config().model
@@ -27,7 +28,7 @@ def test_the_same_seed_gives_the_same_bytes(tiny_base, tmp_path) -> None:
 
 def test_shape_and_pin(tiny_base) -> None:
     assert count_parameters(tiny_base) == 139_584
-    assert architecture(tiny_base) == "LlamaForCausalLM"
+    assert read_architecture(tiny_base) == "LlamaForCausalLM"
     pin = json.loads((tiny_base / PIN).read_text())
     assert pin["weights"]["model.safetensors"]["sha256"] == sha256(tiny_base / "model.safetensors")
 

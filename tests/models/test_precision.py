@@ -139,6 +139,7 @@ def test_stages_report_the_dtype_that_computed(made, tmp_path, scheme, stored, d
         f"train.dtype={dtype}",
         f"evaluate.dtype={dtype}",
         "train.max_steps=1",
+        "train.warmup_steps=0",
         "prepare.max_rows=60",
         "merge.rows=2",
     )

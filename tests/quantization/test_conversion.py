@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from loradag.checkpoints.shards import save_shards
-from loradag.checkpoints.tensors import read_metadata, tensors
+from loradag.checkpoints.safetensors_reader import read_metadata, read_tensors
+from loradag.checkpoints.safetensors_writer import AppendingWriter
 from loradag.config.problems import LoradagError
 from loradag.models.loading import load_model
 from loradag.quantization.calibration import calibrate
@@ -74,7 +74,7 @@ def test_two_runs_write_the_same_bytes(made, tiny_base, tmp_path):
 def test_the_dequantised_weights_are_those_the_model_computes_with(made, tiny_base):
     scheme, folder, _ = made
     restored = dict(dequantized(folder))
-    base = dict(tensors(tiny_base))
+    base = dict(read_tensors(tiny_base))
     assert restored.keys() == base.keys()
     twin = load_model(tiny_base, torch.float32)
     twin.load_state_dict(restored | {"lm_head.weight": restored["model.embed_tokens.weight"]})
@@ -88,7 +88,7 @@ def test_the_dequantised_weights_are_those_the_model_computes_with(made, tiny_ba
 
 def test_the_report_adds_up(made, tiny_base):
     scheme, folder, report = made
-    restored, base = dict(dequantized(folder)), dict(tensors(tiny_base))
+    restored, base = dict(dequantized(folder)), dict(read_tensors(tiny_base))
     noise = sum((restored[n] - base[n]).double().square().sum().item() for n in base)
     linear = [f"{layer['name']}.weight" for layer in report["layers"]]
     assert len(linear) == 14
@@ -114,7 +114,10 @@ def test_shards_carry_the_metadata_and_load(tiny_base, tmp_path):
     shards.mkdir()
     quantize_checkpoint(tiny_base, whole, options("symmetric"))
     state, metadata = load_file(whole / "model.safetensors"), read_metadata(whole)
-    save_shards(state, shards, metadata, "150KB")
+    with AppendingWriter(shards, "150KB") as writer:
+        writer.metadata = metadata
+        for name, tensor in state.items():
+            writer.write(name, tensor)
     assert len(list(shards.glob("*.safetensors"))) > 1
     shutil.copy(whole / "config.json", shards)
     ids = torch.tensor(ROWS)
@@ -141,7 +144,7 @@ def test_skipped_modules_stay_as_they_are(tiny_base, tmp_path):
     assert len(report["layers"]) == 12
     loaded = load_model(tmp_path, torch.float32)
     kept = loaded.model.layers[1].mlp.down_proj.weight
-    assert torch.equal(kept, dict(tensors(tiny_base))["model.layers.1.mlp.down_proj.weight"])
+    assert torch.equal(kept, dict(read_tensors(tiny_base))["model.layers.1.mlp.down_proj.weight"])
 
 
 def broken(tiny_base, folder, value):

@@ -65,7 +65,7 @@ def test_a_quant_type_has_one_colour_on_the_page() -> None:
 
 def test_stages_that_no_job_ran_are_named() -> None:
     page = sweep_page("a sweep", grid(), KEYS, "promote")
-    assert "not run: fetch, prepare, baseline, merge, export" in page
+    assert "not run: fetch, source, prepare, baseline, merge, export" in page
 
 
 def test_forgetting_and_task_scores_are_shown_where_evaluate_has_them() -> None:

@@ -1,6 +1,7 @@
 """What a sweep takes from the cache, against runs from nothing."""
 
 import json
+import re
 
 from tests.sweeps.conftest import Toy
 
@@ -42,3 +43,40 @@ def test_a_sweep_ends_at_evaluate_unless_it_is_asked_for_more(toy: Toy) -> None:
     assert "sweep.until = 'merge'" in output
     assert "So none runs." in output
     assert not toy.ran()
+
+
+def test_an_input_that_changes_while_its_stage_runs_ends_the_job(toy: Toy) -> None:
+    code, output = toy.sweep("adapter.r=4", "sweep.keep=all", TOY_EDIT="9")
+    assert code == 1
+    assert "prepare: the stage ran for other inputs than it was locked for." in output
+    keys = re.findall(r"key (?:computed before it|recorded by DVC): +([0-9a-f]{64})", output)
+    assert len(set(keys)) == 2
+    assert "dependency rows.txt: " in output
+    assert toy.ran() == {"prepare": 1}
+    # What was made of the old rows must not be served for the new ones.
+    (toy.root / "rows.txt").write_text("9")
+    code, output = toy.sweep("adapter.r=4")
+    assert code == 0, output
+    assert toy.ran()["prepare"] == 1
+
+
+def test_a_small_learning_rate_has_the_key_that_dvc_computes(toy: Toy) -> None:
+    """YAML 1.1 reads the `1e-05` that DVC writes as a text."""
+    code, output = toy.sweep("train.learning_rate=1e-5")
+    assert code == 0, output
+    assert toy.run("conf", "train.learning_rate=1e-5")[0] == 0
+    assert toy.run("dvc", "repro")[0] == 0
+    _, output = toy.run("stages.plan", "train.learning_rate=1e-5")
+    assert "1 stage runs of 7: report 1." in output
+
+
+def test_a_waiting_job_prints_what_it_waits_for(toy: Toy) -> None:
+    arguments = ("evaluate.window=128,256", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    code, output = toy.sweep(*arguments, TOY_SECONDS="5")
+    assert code == 0, output
+    assert toy.ran() == {"prepare": 1, "quantize": 1, "train": 1, "evaluate": 2, "report": 2}
+    waits = re.findall(r"#(\d) waits for train: process \d+ on \S+ in (\S+) runs it", output)
+    assert len(waits) == 1, output
+    ((waiting, place),) = waits
+    assert place.endswith(f"/{1 - int(waiting)}/workspace")
+    assert not list((toy.root / ".dvc/cache/locks").glob("*.json"))

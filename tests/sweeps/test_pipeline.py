@@ -7,14 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.repository import Repository
+from tests.sweeps.counting import count_stages
 
-# Python imports it at its start, wherever the process comes from.
-COUNTING = """
-import os, sys
-if len(sys.orig_argv) == 3 and sys.orig_argv[2].startswith("stages."):
-    with open(os.environ["COUNTED"], "a") as log:
-        log.write(sys.orig_argv[2].removeprefix("stages.") + "\\n")
-"""
 QUICK = (
     "experiment=smoke", "train.max_steps=2", "train.checkpoint_steps=2", "evaluate.samples=0",
     "merge.rows=2", "export=safetensors",
@@ -28,7 +22,7 @@ class Counted(Repository):
     def __init__(self, root: Path, beside: Path) -> None:
         super().__init__(root)
         self.log = beside / "log"
-        (beside / "sitecustomize.py").write_text(COUNTING)
+        count_stages(beside)
         self.environment |= {"PYTHONPATH": str(beside), "COUNTED": str(self.log)}
 
     def sweep(self, *overrides: str) -> str:
@@ -49,7 +43,7 @@ def counted(tmp_path: Path) -> Counted:
 
 
 def cold(jobs: int, quants: int) -> dict[str, int]:
-    once = dict.fromkeys(("fetch", "prepare"), 1)
+    once = dict.fromkeys(("fetch", "source", "prepare"), 1)
     each = dict.fromkeys(("train", "evaluate", "report"), jobs)
     return once | dict.fromkeys(("quantize", "baseline"), quants) | each
 

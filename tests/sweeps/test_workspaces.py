@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 
-from loradag.compat.dvc import cache_folder
 from loradag.config.composition import compose, plain
 from loradag.config.problems import LoradagError
 from loradag.config.validation import load_config
@@ -49,12 +48,3 @@ def test_paths_of_users_rows_mean_the_same_in_a_workspace(tmp_path: Path) -> Non
     outside = {"inputs": {"rows": "../rows.jsonl"}} | sweep
     with pytest.raises(LoradagError, match="absolute path"):
         make_workspace(tmp_path / "w", tmp_path / "source", tmp_path, tmp_path / "cache", outside)
-
-
-def test_the_cache_is_where_dvc_has_it(tmp_path: Path) -> None:
-    (tmp_path / ".dvc").mkdir()
-    config = tmp_path / ".dvc/config"
-    config.write_text("[core]\nno_scm = true\n")
-    assert cache_folder(tmp_path) == tmp_path / ".dvc/cache"
-    config.write_text("[core]\nno_scm = true\n[cache]\ndir = ../../shared\n")
-    assert cache_folder(tmp_path).resolve() == tmp_path.parent / "shared"

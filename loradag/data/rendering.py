@@ -1,0 +1,195 @@
+"""From an example to text, with the ranges of characters that the assistant has written."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from loradag.compat.chat_templates import render_with_spans, training_template
+from loradag.config.problems import LoradagError
+from loradag.data.shapes import DroppedError, Example
+from loradag.data.templates import Template, default_template, pin_date
+from loradag.data.tokenization import Rendered, Span, special_tokens
+
+# Stand-ins for special tokens within texts while a template is rendered: of Unicode's plane for
+# private use, one for each token found.
+STAND_IN = 0xF0000
+STAND_INS = re.compile("[\U000f0000-\U000ffffd]")
+
+
+class Renderer:
+    """Renders examples as `template` and a tokenizer have it.
+
+    Raises:
+        LoradagError: the tokenizer has no chat template, or one that cannot be trained on.
+    """
+
+    def __init__(self, tokenizer: Any, template: Template) -> None:
+        self.template = template
+        self.variables = dict(tokenizer.special_tokens_map)
+        special = special_tokens(tokenizer)
+        self.special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+        self.chat_template: str | None = None
+        self.has_marks = False
+        if template.kind == "chat":
+            self.chat_template, self.has_marks = trainable_template(tokenizer, template.date)
+
+    def render(self, example: Example) -> Rendered:
+        """The text of an example, its special tokens those of the template alone.
+
+        Raises:
+            DroppedError: the chat template refuses the dialogue.
+        """
+        if self.template.kind == "rendered":
+            text = example.completion.format(**example.fields)
+            return Rendered(text, [(0, len(text))], [])
+        found: list[str] = []
+        if example.messages is not None:
+            messages = _hide(example.messages, self.special, found)
+            tools = _hide(example.tools, self.special, found)
+            rendered = self._render_dialogue(messages, tools)
+        else:
+            fields = {
+                name: _hide(text, self.special, found) for name, text in example.fields.items()
+            }
+            prompt = example.prompt.format(**fields)
+            completion = example.completion.format(**fields)
+            if self.template.kind == "chat":
+                turns = [("user", prompt), ("assistant", completion)]
+                messages = [{"role": role, "content": content} for role, content in turns]
+                rendered = self._render_dialogue(messages[not prompt :], None)
+            else:
+                text = prompt + completion
+                rendered = Rendered(text, [(len(prompt), len(text))], [])
+        return _reveal(rendered, found) if found else rendered
+
+    def _render_dialogue(self, messages: list[Any], tools: list[Any] | None) -> Rendered:
+        from jinja2 import TemplateError
+
+        assert self.chat_template is not None
+        render = _marked if self.has_marks else _prefixed
+        try:
+            text, spans = render(self.chat_template, messages, tools, self.variables)
+        except (TemplateError, TypeError) as error:
+            raise DroppedError(
+                "template", f"the chat template refuses it: {error}", is_error=True
+            ) from error
+        spans = [(begin, begin + len(text[begin:end].rstrip("\n"))) for begin, end in spans]
+        spans = [span for span in spans if span[0] < span[1]]
+        if not spans:
+            raise DroppedError("no_answer", "the chat template prints nothing of the assistant's")
+        end = spans[-1][1]
+        return Rendered(text[:end] + text[end:].rstrip("\n"), spans, [])
+
+
+def trainable_template(tokenizer: Any, date: str) -> tuple[str, bool]:
+    """A chat template whose assistant turns can be found, and whether it marks them itself.
+
+    The tokenizer's own, where it has generation marks, or where each prompt is a prefix of the
+    dialogue that continues it; otherwise trl's training template for the same model family.
+
+    Raises:
+        LoradagError: there is none.
+    """
+    if tokenizer.chat_template is None:
+        raise LoradagError(
+            "prepare.template = 'chat': the tokenizer has no chat template. Set "
+            "prepare.template=plain with prepare.prompt and prepare.completion, or take a chat "
+            "model."
+        )
+    own = default_template(tokenizer)
+    if re.search(r"\{%-?\s*generation\s*-?%\}", own):
+        return pin_date(own, date), True
+    pinned = pin_date(own, date)
+    broken = _prefix_problem(pinned, dict(tokenizer.special_tokens_map))
+    if broken is None:
+        return pinned, False
+    if known := training_template(tokenizer):
+        return pin_date(known, date), True
+    raise LoradagError(
+        f"prepare.template = 'chat': the model's chat template {broken}, so the turns to train on "
+        "cannot be found in it, and trl has no training template for it. Take another model, put "
+        "{% generation %} marks into its template, or set prepare.template=plain."
+    )
+
+
+def _prefix_problem(template: str, variables: dict[str, Any]) -> str | None:
+    from jinja2 import TemplateError
+
+    turns = [("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    try:
+        _prefixed(template, messages, None, variables)
+    except DroppedError as problem:
+        return str(problem)
+    except (TemplateError, TypeError) as error:
+        return f"refuses a dialogue of four turns ({error})"
+    return None
+
+
+def _marked(
+    template: str, messages: list[Any], tools: Any, variables: dict[str, Any]
+) -> tuple[str, list[Span]]:
+    """The spans of the template's generation marks, without the line break of the prompt."""
+    text, spans = render_with_spans(template, messages, tools, **variables)
+    starts = [end - len(text[begin:end].lstrip("\n")) for begin, end in spans]
+    return text, [(start, end) for start, (_, end) in zip(starts, spans, strict=True)]
+
+
+def _prefixed(
+    template: str, messages: list[Any], tools: Any, variables: dict[str, Any]
+) -> tuple[str, list[Span]]:
+    """The spans of the assistant, from its prompts and from what each adds to them."""
+
+    def render(count: int, opened: bool) -> str:
+        return render_with_spans(
+            template, messages[:count], tools, add_generation_prompt=opened, **variables
+        )[0]
+
+    text, spans = render(len(messages), False), []
+    for at, message in enumerate(messages):
+        if message["role"] == "assistant":
+            opening = render(at, True)
+            through = text if at + 1 == len(messages) else render(at + 1, False)
+            if not (text.startswith(through) and through.startswith(opening)):
+                raise DroppedError(
+                    "template", "renders a prompt otherwise than the dialogue that continues it",
+                    is_error=True,
+                )  # fmt: skip
+            spans.append((len(opening), len(through)))
+    return text, spans
+
+
+def _hide(value: Any, special: re.Pattern[str], found: list[str]) -> Any:
+    """`value` with a stand-in for each special token in its texts, as long as the token."""
+
+    def hide(match: re.Match[str]) -> str:
+        found.append(match[0])
+        return chr(STAND_IN + len(found) - 1) * len(match[0])
+
+    if isinstance(value, str):
+        return special.sub(hide, value) if special.pattern and special.search(value) else value
+    if isinstance(value, list):
+        return [_hide(item, special, found) for item in value]
+    if isinstance(value, dict):
+        return {key: _hide(item, special, found) for key, item in value.items()}
+    return value
+
+
+def _reveal(rendered: Rendered, found: list[str]) -> Rendered:
+    """The special tokens themselves again, and where they are."""
+    literals: list[Span] = []
+    pieces: list[str] = []
+    at = 0
+    while match := STAND_INS.search(rendered.text, at):
+        number = ord(match[0]) - STAND_IN
+        token = found[number] if number < len(found) else ""
+        begin, end = match.start(), match.start() + len(token)
+        if not token or rendered.text[begin:end] != match[0] * len(token):
+            raise DroppedError(
+                "special_token", "a special token within a text is lost in the template",
+                is_error=True,
+            )  # fmt: skip
+        pieces += [rendered.text[at:begin], token]
+        literals.append((begin, end))
+        at = end
+    return replace(rendered, text="".join([*pieces, rendered.text[at:]]), literals=literals)

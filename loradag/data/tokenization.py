@@ -1,0 +1,178 @@
+"""From text to token ids, with a mask of the tokens that the assistant has written.
+
+A tokenization holds no more of a tokenizer than its backend: it goes to other processes, which need
+not import torch.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from loradag.config.problems import LoradagError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A row as text.
+
+    Attributes:
+        text: of the full row.
+        spans: ranges of characters that the assistant has written, its end of turn included.
+        literals: ranges that look like special tokens, but are the texts of a row.
+    """
+
+    text: str
+    spans: list[Span]
+    literals: list[Span]
+
+    @property
+    def prompt(self) -> str:
+        """The text up to the last turn of the assistant."""
+        return self.text[: self.spans[-1][0]]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A row as tokens.
+
+    Attributes:
+        input_ids: (tokens,), with BOS and EOS.
+        completion_mask: 1 where a token belongs to the assistant's last turn or is its EOS.
+        assistant_mask: 1 where a token belongs to any turn of the assistant or is the EOS.
+        token_bytes: UTF-8 bytes of the text that each token covers; their sum is the text's.
+    """
+
+    input_ids: "np.ndarray[Any, Any]"
+    completion_mask: "np.ndarray[Any, Any]"
+    assistant_mask: "np.ndarray[Any, Any]"
+    token_bytes: "np.ndarray[Any, Any]"
+
+    def cut(self, length: int) -> "Encoded":
+        return Encoded(*(getattr(self, name)[:length] for name in self.__dataclass_fields__))
+
+
+class Tokenization:
+    """Turns rendered rows into tokens.
+
+    Raises:
+        LoradagError: the tokenizer is no fast one.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.backend = _unbounded(tokenizer)
+        self.bos, self.eos_id = tokenizer.bos_token, tokenizer.eos_token_id
+        self.special_ids = set(map(self.backend.token_to_id, special_tokens(tokenizer)))
+
+    def encode(self, rows: Sequence[Rendered]) -> Iterator[Encoded]:
+        """The tokens of each row, its text tokenized in one piece as a runtime would.
+
+        A token that reaches into a turn of the assistant belongs to it. A row ends with one EOS,
+        which belongs to the assistant.
+        """
+        opens = [self._opens_with_bos(row) for row in rows]
+        encodings: list[Any] = [None] * len(rows)
+        for flag in (False, True):
+            places = [at for at, value in enumerate(opens) if value is flag]
+            batch = self.backend.encode_batch(
+                [rows[at].text for at in places], add_special_tokens=not flag
+            )
+            for at, encoding in zip(places, batch, strict=True):
+                encodings[at] = encoding
+        for row, encoding in zip(rows, encodings, strict=True):
+            yield self._encoded(row, encoding.ids, encoding.offsets)
+
+    def _opens_with_bos(self, row: Rendered) -> bool:
+        literal = bool(row.literals) and row.literals[0][0] == 0
+        return self.bos is not None and row.text.startswith(self.bos) and not literal
+
+    def _encoded(self, row: Rendered, ids: list[int], offsets: list[Span]) -> Encoded:
+        import numpy as np
+
+        if row.literals:
+            ids, offsets = self._without_control(row, ids, offsets)
+        if ids[-1:] != [self.eos_id]:
+            ids = [*ids, self.eos_id]
+            offsets = [*offsets, (0, 0)]
+        pairs = np.asarray(offsets, np.int32).reshape(-1, 2)
+        begins, ends = pairs[:, 0], pairs[:, 1]
+        assistant = np.zeros(len(ids), np.int8)
+        completion = np.zeros(len(ids), np.int8)
+        for begin, end in row.spans:
+            inside = (ends > begin) & (begins < end) & (ends > begins)
+            assistant |= inside
+        completion |= (ends > row.spans[-1][0]) & (ends > begins)
+        assistant[-1] = completion[-1] = 1
+        return Encoded(np.asarray(ids, np.int32), completion, assistant, _bytes(row.text, ends))
+
+    def _without_control(
+        self, row: Rendered, ids: list[int], offsets: list[Span]
+    ) -> tuple[list[int], list[Span]]:
+        """Control tokens within the row's own texts, replaced by the tokens of their letters."""
+        literal = dict(row.literals)
+        kept_ids: list[int] = []
+        kept_offsets: list[Span] = []
+        for id, (begin, end) in zip(ids, offsets, strict=True):
+            if id in self.special_ids and literal.get(begin) == end:
+                spelled = self._spell(row.text[begin:end])
+                kept_ids += spelled
+                kept_offsets += [(begin, end)] * len(spelled)
+            else:
+                kept_ids.append(id)
+                kept_offsets.append((begin, end))
+        return kept_ids, kept_offsets
+
+    def _spell(self, token: str) -> list[int]:
+        """A special token's letters as ordinary tokens, as in the middle of a text."""
+        self.backend.encode_special_tokens = True
+        try:
+            before, both = (
+                self.backend.encode(text, add_special_tokens=False).ids
+                for text in (":", f":{token}")
+            )
+            is_prefix = both[: len(before)] == before
+            alone: list[int] = self.backend.encode(token, add_special_tokens=False).ids
+            return both[len(before) :] if is_prefix else alone
+        finally:
+            self.backend.encode_special_tokens = False
+
+
+def encode_row(text: str, prompt: str, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Token ids of a row's text, and its completion mask: a row as `prepare` encodes it."""
+    rendered = Rendered(text, [(len(prompt), len(text))], [])
+    encoded = next(Tokenization(tokenizer).encode([rendered]))
+    return encoded.input_ids.tolist(), encoded.completion_mask.tolist()
+
+
+def special_tokens(tokenizer: Any) -> list[str]:
+    """The control tokens of a tokenizer: those that no text should spell."""
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+
+
+def _unbounded(tokenizer: Any) -> Any:
+    """A copy of the tokenizer's backend that neither truncates nor pads."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise LoradagError(
+            "the model has no fast tokenizer, whose offsets the masks are made of. Convert it to a "
+            "tokenizer.json with transformers' AutoTokenizer."
+        )
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _bytes(text: str, ends: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """UTF-8 bytes that each token adds to the text that the tokens before it cover."""
+    import numpy as np
+
+    reached = np.maximum.accumulate(ends)
+    if not text.isascii():
+        sizes = np.fromiter((len(c.encode()) for c in text), np.int32, len(text))
+        reached = np.concatenate([[0], np.cumsum(sizes)])[reached]
+    return np.diff(reached, prepend=0).astype(np.int32)

@@ -1,0 +1,111 @@
+"""A model folder in transformers and peft, and in nothing of this project.
+
+Run as a script, `python -I plain_transformers.py REQUEST.json`, it loads what users would load and
+writes what it computes. It imports no other module of loradag, which it checks at its end.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def load(request: dict[str, Any]) -> Any:
+    """The model of `request["folder"]`; of an adapter, peft's model on `request["base"]`.
+
+    Args:
+        request: also `dtype`, `device`, and `quantization`: options of `BitsAndBytesConfig` that
+            quantise the base, or None.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    options: dict[str, Any] = {}
+    if request["quantization"]:
+        options["quantization_config"] = BitsAndBytesConfig.from_dict(request["quantization"])
+    model = AutoModelForCausalLM.from_pretrained(
+        request["base"] or request["folder"],
+        dtype=getattr(torch, request["dtype"]),
+        device_map={"": request["device"]},
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        **options,
+    )
+    if request["base"]:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, request["folder"])
+    return model.eval()
+
+
+def answer(model: Any, tokenizer: Any, inputs: dict[str, Any], logits: Path) -> dict[str, Any]:
+    """Put a loaded model to `inputs` (see `measurement.Inputs`); its logits go to a folder."""
+    dialogue = inputs["dialogue"]
+    opening = None
+    if dialogue:
+        opening = tokenizer.apply_chat_template(
+            dialogue, tokenize=False, add_generation_prompt=True
+        )
+    write_logits(model, inputs["rows"], logits)
+    started = time.perf_counter()
+    greedy = [_greedy(model, ids, inputs["max_new_tokens"]) for ids in inputs["prompts"]]
+    seconds = time.perf_counter() - started
+    return {
+        "token_ids": [_encode(tokenizer, text) for text in inputs["texts"]],
+        "opening": opening,
+        "opening_ids": _encode(tokenizer, opening) if opening else None,
+        "greedy": greedy,
+        "tokens_per_second": sum(map(len, greedy)) / seconds if greedy else 0.0,
+    }
+
+
+def write_logits(model: Any, rows: list[list[int]], folder: Path) -> None:
+    """(tokens, vocabulary) in float32 of each row by itself, a file a row."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    for at, ids in enumerate(rows):
+        with torch.inference_mode():
+            output = model(input_ids=torch.tensor([ids], device=model.device))
+        save_file({"logits": output.logits[0].float().cpu()}, folder / f"{at}.safetensors")
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    opens = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+    ids: list[int] = tokenizer(text, add_special_tokens=not opens)["input_ids"]
+    return ids
+
+
+def _greedy(model: Any, ids: list[int], max_new_tokens: int) -> list[int]:
+    import torch
+
+    given = torch.tensor([ids], device=model.device)
+    with torch.inference_mode():
+        generated = model.generate(
+            input_ids=given, attention_mask=torch.ones_like(given), do_sample=False,
+            temperature=None, top_p=None, top_k=None, max_new_tokens=max_new_tokens,
+        )  # fmt: skip
+    following: list[int] = generated[0, len(ids) :].tolist()
+    return following
+
+
+def main() -> None:
+    from transformers import AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    tokenizer = AutoTokenizer.from_pretrained(request["folder"], local_files_only=True)
+    answers = answer(load(request), tokenizer, request["inputs"], Path(request["logits"]))
+    foreign = sorted(name for name in sys.modules if name.split(".")[0] == "loradag")
+    assert not foreign, f"this project was imported: {foreign}"
+    Path(request["answers"]).write_text(json.dumps(answers), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Packing: several short rows in one, so that no padding is computed.
+
+Exact where a model starts anew at each position 0. Attention does, by its mask; a linear-attention
+or state-space layer carries its state across the boundary
+(https://github.com/huggingface/transformers/issues/46093).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from loradag.config.problems import LoradagError
+
+# Of the difference that seeing the other row makes. Rounding makes a hundredth of it; a model with
+# one linear-attention layer in four most of it.
+TOLERANCE = 0.1
+
+
+def verify_packing(model: Any, collator: Any, first: list[int], second: list[int]) -> None:
+    """Compute `second` alone, packed behind `first`, and as the continuation of `first`.
+
+    Args:
+        collator: makes the model's inputs of packed rows, as in training.
+        first: token ids of a row.
+        second: token ids of another.
+
+    Raises:
+        LoradagError: packed, `second` sees `first`.
+    """
+
+    def logits(lengths: list[int], ids: list[int]) -> torch.Tensor:
+        batch = collator([{"input_ids": ids, "labels": ids, "seq_lengths": lengths}])
+        inputs = {
+            name: value.to(model.device) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+            if name != "labels"
+        }
+        output: torch.Tensor = model(**inputs, use_cache=False).logits[0, -len(second) :]
+        return output.float()
+
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        alone = logits([len(second)], second)
+        packed = logits([len(first), len(second)], first + second)
+        continued = logits([len(first) + len(second)], first + second)
+    model.train(was_training)
+    leak = float((packed - alone).norm() / (continued - alone).norm())
+    if leak > TOLERANCE:
+        raise LoradagError(
+            "train.packing = True: packed rows of this model see each other (a row's logits change "
+            f"by {leak:.0%} of what its continuation would change), as with linear-attention "
+            "layers. Set train.packing=false."
+        )
