@@ -35,9 +35,8 @@ def baseline(paths: Paths, evaluate: Evaluate) -> BaselineReport:
         quantized = measure(model, held_out, evaluate)
     measured = {"base": base, "quantized": quantized}
     write_json(paths.baseline, {"models": measured, "samples": samples})
-    report = cast(BaselineReport, compare(measured))
-    report["dtype"] = verify_dtype(model, dtype)
-    return report
+    report = {**compare(measured), "dtype": verify_dtype(model, dtype)}
+    return cast(BaselineReport, report)
 
 
 if __name__ == "__main__":

@@ -33,14 +33,16 @@ def evaluate(paths: Paths, evaluate: Evaluate) -> EvaluateReport:
     adapter, samples = measure(model, held_out, evaluate), held_out.sample(model)
     compared = zip(held_out.prompts, baseline["samples"], samples, strict=True)
     ended = [sample["ended"] for sample in samples]
-    report = cast(EvaluateReport, compare({**baseline["models"], "adapter": adapter}))
-    report["samples"] = [
-        Sample(prompt=prompt, base=before["text"], adapter=after["text"])
-        for prompt, before, after in compared
-    ]
-    report["ended_fraction"] = sum(ended) / len(ended) if ended else None
-    report["dtype"] = verify_dtype(model, dtype)
-    return report
+    report = {
+        **compare({**baseline["models"], "adapter": adapter}),
+        "samples": [
+            Sample(prompt=prompt, base=before["text"], adapter=after["text"])
+            for prompt, before, after in compared
+        ],
+        "ended_fraction": sum(ended) / len(ended) if ended else None,
+        "dtype": verify_dtype(model, dtype),
+    }
+    return cast(EvaluateReport, report)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Bring the base model in and pin it, once, whatever is swept after it.
+"""Fetch the base model and pin it, once, whatever is swept after it.
 
 Reads the source that `model` names; writes `artifacts/base`: tokenizer, configs, the pin of every
 weight file, and the weights where the source has no local copy of its own.

@@ -1,4 +1,4 @@
-"""Say what a run or a sweep would do, before anything runs.
+"""Show what a run or a sweep would do, before anything runs.
 
     python -m stages.plan [-m] [GROUP=OPTION | KEY=VALUE ...]
 

@@ -2,7 +2,7 @@
 
 Reads `artifacts/base` (and the calibration rows, where the scheme needs them); writes
 `artifacts/quantized`: a checkpoint that later stages load without quantising again. With
-`quantize=none` that folder only says so, and later stages load the base.
+`quantize=none` that folder only records the scheme, and later stages load the base.
 """
 
 from loradag.config.quantize import Quantize

@@ -29,7 +29,8 @@ def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> TrainRepor
     tokenizer = load_tokenizer(paths.base)
     verify_tokenizer(tokenizer, read_contract(paths.contract))
     dtype = compute_dtype(train.dtype)
-    key = training_key(paths, [asdict(adapter), asdict(train), seed, str(dtype), device()])
+    options = [asdict(adapter), asdict(train), seed, str(dtype), device()]
+    key = training_key(paths, options, adapter.start)
     with checkpoint_folder(paths, key) as checkpoints:
         trainable = load_trainable(paths, adapter, train, seed, dtype, checkpoints)
         trainer = make_trainer(

@@ -1,6 +1,6 @@
 """Read the safetensors files that transformers would load a model folder from.
 
-Those are `model.safetensors`, or else the files that its index names: a folder may hold the same
+Those are `model.safetensors`, or else the files that its index names: a folder may have the same
 weights once more under another name, such as `consolidated.safetensors`.
 """
 

@@ -1,4 +1,4 @@
-"""What a model's class says of its weights, known without loading any."""
+"""The names and ties of a model's weights, from its class, without loading any."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Skeleton:
 
     def parameter(self, stored: str) -> str:
         """The model's name of a tensor that a checkpoint calls `stored`."""
-        whole = f"{self.prefix}.{stored}"
-        return whole if stored not in self.parameters and whole in self.parameters else stored
+        full = f"{self.prefix}.{stored}"
+        return full if stored not in self.parameters and full in self.parameters else stored
 
 
 def read_skeleton(folder: Path) -> Skeleton:

@@ -27,6 +27,7 @@ class SweepRecord:
     swept: list[str]  # the keys that take several values
     run_id: str  # the parent in MLflow
     threads: int | None  # for each job; None: as configured
+    gpus: list[str]  # that the jobs divide among them; empty: each sees what the sweep sees
 
     def write(self, folder: Path) -> None:
         write_json(folder / SWEEP, asdict(self))
@@ -38,7 +39,7 @@ class SweepRecord:
 
 @dataclass
 class JobRecord:
-    """How a job went. Its reports and loss curve lie beside it."""
+    """How a job went. With its reports and its loss curve."""
 
     number: int
     overrides: list[str]  # all of them, as Hydra takes them

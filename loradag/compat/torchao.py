@@ -1,15 +1,16 @@
-"""What transformers' loading of torchao checkpoints lacks for a LoRA on top of any of them.
+"""What torchao, and transformers' loading of its checkpoints, lack for a LoRA on top of them.
 
-- static activation scales are not among the names it loads;
-- only class names with an 8 in them count as trainable, though every frozen weight is;
-- a linear layer with int8 activations passes no gradient to its inputs, so layers below it would
-  train on nothing: here it is passed straight through the rounding, as if there were none;
-- weights dequantise to the dtype they were quantised from, whatever the model computes in.
+All of it holds for torchao 0.18 with transformers 5.23. Neither documents its names.
 """
 
+import json
 from typing import Any
 
 import torch
+from torchao.prototype.safetensors.safetensors_support import (
+    flatten_tensor_state_dict,
+    unflatten_tensor_state_dict,
+)
 from torchao.quantization import Int8Tensor, IntxUnpackedToInt8Tensor
 from torchao.quantization.quantize_.common import _choose_quant_func_and_quantize_tensor
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
@@ -31,18 +32,49 @@ class _Quantizer(TorchAoHfQuantizer):
 
 
 def register() -> None:
-    """Load torchao checkpoints so from now on."""
+    """Make transformers load static activation scales, and let adapters train on any scheme.
+
+    Why: transformers leaves `act_quant_scale` and `act_quant_zero_point` out of the names that it
+    loads, and takes only classes with an 8 in their names for trainable, though every frozen
+    weight is. `register_quantizer`, the public way, refuses a name that is taken.
+    Unnecessary once `TorchAoHfQuantizer.serialized_names` has all of torchao's optional tensors.
+    """
     AUTO_QUANTIZER_MAPPING["torchao"] = _Quantizer
 
 
 def compute_in(model: Any, dtype: torch.dtype) -> None:
-    """Make the quantised layers of a loaded `model` dequantise to `dtype` and multiply in it."""
+    """Make the quantised layers of a loaded `model` dequantise to `dtype` and multiply in it.
+
+    Why: torchao's tensors dequantise to the dtype that they were quantised from, and `.to(dtype)`
+    rounds their scales; its linear layer of int8 activations passes no gradient to its inputs, so
+    adapters of the layers below would train on nothing.
+    Unnecessary once `from_pretrained(dtype=…)` sets the dtype of quantised tensors, and torchao's
+    integer product has a backward pass.
+    """
     for module in model.modules():
         weight = getattr(module, "weight", None)
         if isinstance(weight, IntxUnpackedToInt8Tensor | Int8Tensor):
             module.weight = torch.nn.Parameter(_in_dtype(weight, dtype), False)
             if getattr(weight, "act_quant_kwargs", None) is not None:
                 module.__class__ = IntegerLinear
+
+
+def flatten_tensor(
+    name: str, tensor: torch.Tensor
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """A torchao or plain tensor as saved tensors, and its metadata under `name`.
+
+    Why: it is the form that transformers saves and loads, and torchao has it in `prototype` only.
+    Unnecessary once torchao moves it out of there.
+    """
+    stored, metadata = flatten_tensor_state_dict({name: tensor})
+    return stored, {name: metadata[name]}
+
+
+def unflatten_tensor(name: str, stored: dict[str, torch.Tensor], metadata: dict[str, str]) -> Any:
+    """The inverse of `flatten_tensor`, from the metadata of a checkpoint."""
+    described = {name: metadata[name], "tensor_names": json.dumps([name])}
+    return unflatten_tensor_state_dict(stored, described)[0][name]
 
 
 class IntegerLinear(torch.nn.Linear):
@@ -63,8 +95,8 @@ class _StraightThrough(torch.autograd.Function):
         ctx.quantized = weight
         if inputs.device.type != "cpu":
             return torch.nn.functional.linear(inputs, weight)
-        # The same numbers from floats: torch's integer product is a plain loop on many CPUs, and
-        # made a forward pass some twenty times slower.
+        # The same numbers from floats: torch's integer product is a plain loop on many CPUs, where
+        # it made a forward pass some twenty times slower.
         if weight.act_pre_scale is not None:
             inputs = inputs * weight.act_pre_scale
         rounded = _choose_quant_func_and_quantize_tensor(
@@ -80,8 +112,8 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         back = gradient @ ctx.quantized.dequantize().to(gradient.dtype)
-        fold = ctx.quantized.act_pre_scale
-        return (back if fold is None else back * fold), None
+        pre_scale = ctx.quantized.act_pre_scale
+        return (back if pre_scale is None else back * pre_scale), None
 
 
 def _in_dtype(weight: Any, dtype: torch.dtype) -> Any:

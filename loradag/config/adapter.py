@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from omegaconf import MISSING
+
 from loradag.config.rules import (
     above,
     between,
@@ -24,3 +26,4 @@ class Adapter:
     target_modules: Any = module_names(pattern=True)  # "all-linear": every linear layer
     modules_to_save: list[str] | None = module_names(pattern=False)  # trained in full, next to it
     bits: int | None = between(2, 8)  # quantized_lora
+    start: str | None = MISSING  # folder of an adapter to continue; null: a fresh one

@@ -24,6 +24,7 @@ INPUT_KEYS = {
     "eval_rows": "prepare.eval_path",
     "transform": "prepare.transform",
     "general": "evaluate.general.path",
+    "adapter": "adapter.start",
     "tasks": "evaluate.tasks_path",
 }
 
@@ -38,6 +39,7 @@ class Inputs:
     transform: str = MISSING  # prepare: the file of prepare.transform
     general: str = MISSING  # baseline and evaluate: the file of evaluate.general.path
     tasks: str = MISSING  # baseline and evaluate: the folder of evaluate.tasks_path
+    adapter: str = MISSING  # train: the folder of adapter.start
     calibration: str = MISSING  # quantize: the rows that static scales are taken from
 
 
@@ -56,6 +58,11 @@ def derive_inputs(config: Any) -> dict[str, str]:
         "transform": common_path(transform) if any(transform) else "stages/prepare.py",
         "general": common_path([general]) if general else "data/prepared",
         "tasks": common_path([evaluate.tasks_path]) if evaluate.tasks_path else "data/prepared",
+        "adapter": (
+            "stages/train.py"
+            if _is_unset(config.adapter, "start")
+            else common_path([config.adapter.start])
+        ),
         "calibration": CALIBRATION if quantize.scheme == "static_w8a8" else "artifacts/base",
     }
 

@@ -17,7 +17,7 @@ from loradag.data.rows import Row, read_rows
 from loradag.data.templates import encode_prompt
 from loradag.data.token_contract import Contract, read_contract, verify_tokenizer
 from loradag.evaluation.parity import Parity, Probe, greedy_match, parity, recorded
-from loradag.export.folders import base_quantization
+from loradag.export.folders import base_quantization, base_scheme
 from loradag.export.measurement import QUESTION, Inputs, Measurement
 from loradag.export.reference import GGUF, Expected, compute_reference
 from loradag.export.runtimes import measure_in_llamacpp, measure_in_transformers
@@ -82,17 +82,17 @@ class Verification:
         wrong = _token_differences(
             found, merged, self.inputs.texts, self.ids, self.contract, self.tokenizer
         )
-        numbers = {"runtime": found.runtime, "dtype": self.reference.dtype}
+        numbers: dict[str, Any] = {"runtime": found.runtime, "dtype": self.reference.dtype}
+        if name == "adapter":
+            numbers["base"] = base_scheme(self.paths)
         sizes = [next(recorded(of)).shape[-1] for of in (merged.logits, found.logits)]
         if sizes[0] != sizes[1]:
-            refused = cast(ExportedFormat, numbers)  # an error: no report is written
-            return refused, [*wrong, f"it has {sizes[1]} tokens, the model {sizes[0]}."]
+            wrong.append(f"it has {sizes[1]} tokens, the model {sizes[0]}.")
+            return cast(ExportedFormat, numbers), wrong
         moved = min((self._parity(of, found.logits) for of in expected.logits), key=_distance)
         from_merged = self._parity(merged.logits, found.logits)
         texts = [_without_eos(of.greedy, self.contract) for of in (merged, found)]
-        return {
-            "runtime": found.runtime,
-            "dtype": self.reference.dtype,
+        numbers |= {
             "perplexity": moved.perplexity_after,
             "expected_perplexity": moved.perplexity_before,
             "merged_perplexity": from_merged.perplexity_before,
@@ -107,7 +107,8 @@ class Verification:
             "greedy_match": greedy_match(*texts),
             "tokens_per_second": round(found.tokens_per_second, 2),
             "rounds_activations": False if self.reference.rounds_activations else None,
-        }, wrong + _distribution_differences(moved, expected)
+        }
+        return cast(ExportedFormat, numbers), wrong + _distribution_differences(moved, expected)
 
     def _measure(self, name: str, path: Path) -> Measurement:
         scratch = Path(tempfile.mkdtemp(dir=self.scratch, prefix=f"{name}-"))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from loradag.checkpoints.safetensors_reader import FLOATS, read_entries
 from loradag.compat.gguf import ConversionError, convert
 from loradag.config.problems import LoradagError
-from loradag.quantization.lattice import Grid, read_grid
+from loradag.quantization.lattice import Lattice, read_lattice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,18 +35,18 @@ def write_gguf(model: Path, path: Path, type: str, name: str) -> dict[str, str]:
 
     Matrices are stored as `type`, vectors in float32. A matrix whose rows are no multiple of the
     type's block falls back to f16; tables that the format wants exact are not counted. Of a model
-    that was trained on a lattice which the type holds, the weights on it are stored as they are,
-    and all other matrices as f16.
+    that was trained on a lattice which the type can store, the weights on it are stored as they
+    are, and all other matrices as f16.
 
     Raises:
         LoradagError: the converter does not know the architecture or the tokenizer.
     """
     import gguf
 
-    lattice = read_grid(model)
+    lattice = read_lattice(model)
     encode = None
     if lattice and lattice.fits(type):
-        encode = partial(lattice.blocks, type=type)
+        encode = partial(lattice.encode, type=type)
     try:
         convert(model, path, type, name, encode)
     except ConversionError as error:
@@ -68,13 +68,13 @@ def is_exact(model: Path, type: str) -> bool:
 
 
 def rounded(
-    weight: torch.Tensor, type: str, transposed: bool, grid: Grid | None = None
+    weight: torch.Tensor, type: str, transposed: bool, lattice: Lattice | None = None
 ) -> torch.Tensor:
     """What a float32 matrix (out, in) is after a round trip through `type`, as the file has it.
 
     Args:
         transposed: the matrix is (in, out).
-        grid: the lattice of a model that was trained on one.
+        lattice: the lattice of a model that was trained on one.
     """
     import gguf
     import torch
@@ -83,8 +83,8 @@ def rounded(
         return weight.to(getattr(torch, FLOAT_TYPES[type])).float()
     rows: np.ndarray[Any, Any] = (weight.T if transposed else weight).contiguous().numpy()
     kind = gguf.GGMLQuantizationType[type.upper()]
-    if grid and grid.fits(type):
-        blocks = grid.blocks(rows, type)
+    if lattice and lattice.fits(type):
+        blocks = lattice.encode(rows, type)
     elif rows.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
         blocks = None
     else:
@@ -95,18 +95,31 @@ def rounded(
     return stored.T if transposed else stored
 
 
-def round_weights(model: Any, type: str, grid: Grid | None = None) -> None:
+def round_weights(model: Any, type: str, lattice: Lattice | None = None) -> None:
     """Round the matrices of a transformers model in place, as its GGUF of `type` stores them.
 
     What the model then loses is the format's own loss: what a runtime loses beyond it is an error.
+
+    Raises:
+        LoradagError: a weight is beyond what `type` holds.
     """
+    import torch
+
+    names = {id(module): name for name, module in model.named_modules()}
     embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
     done = set()
     for module, transposed in _matrices(model):
         weight = module.weight
         if weight.data_ptr() not in done:
             kind = "f16" if type.startswith("tq") and module in embeddings else type
-            weight.data.copy_(rounded(weight.data.float().cpu(), kind, transposed, grid))
+            stored = rounded(weight.data.float().cpu(), kind, transposed, lattice)
+            if not torch.isfinite(stored).all():
+                raise LoradagError(
+                    f"export.type = {type}: {names[id(module)]} has weights of up to "
+                    f"{weight.abs().max():.3g}, beyond what the type holds. Lower "
+                    "train.learning_rate, or take export.type=bf16."
+                )
+            weight.data.copy_(stored)
             done.add(weight.data_ptr())
 
 

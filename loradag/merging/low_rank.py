@@ -113,10 +113,9 @@ def _scale(config: dict[str, Any], module: str) -> float:
     def pick(name: str, default: Any) -> Any:
         if not config.get(name):
             return default
-        from peft.utils.other import get_pattern_key
+        from loradag.compat.peft import pattern_value
 
-        patterns = config[name]
-        return patterns.get(get_pattern_key(patterns.keys(), module), default)
+        return pattern_value(config[name], module, default)
 
     r = pick("rank_pattern", config["r"])
     alpha = pick("alpha_pattern", config["lora_alpha"])

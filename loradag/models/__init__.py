@@ -1,1 +1,1 @@
-"""The base model: brought in and pinned (`sources`), loaded by the stages after it (`loading`)."""
+"""The base model: fetched and pinned (`base`), loaded by the stages after it (`loading`)."""

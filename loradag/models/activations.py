@@ -1,7 +1,7 @@
-"""Layers that round their inputs to 8 bits, and the note beside a checkpoint that they do.
+"""Layers that round their inputs to 8 bits, and the file of a checkpoint that asks for it.
 
-Weights on a quantisation grid are ordinary floats in an ordinary checkpoint; rounding of
-activations is a computation, which no float says. So it stands in `quantization.json`.
+Weights on a quantisation lattice are ordinary floats in an ordinary checkpoint; rounding of
+activations is a computation, which no stored number shows. So `quantization.json` records it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def rounding_inputs(linear: Any, bits: int | None) -> Any:
 
 
 def as_noted(model: Any, folder: Path) -> Any:
-    """`model` of `folder`, computing with rounded activations where its note says so."""
+    """`model` of `folder`, with rounded activations where its `quantization.json` asks for them."""
     note = folder / NOTE
     bits = (
         json.loads(note.read_text(encoding="utf-8"))["activation_bits"] if note.exists() else None

@@ -1,6 +1,6 @@
 """Where a base comes from. Each source fills a folder and returns its pin.
 
-A pinned folder holds tokenizer, configs and `pin.json`: `source`, `id`, `revision`, `path`,
+A pinned folder has tokenizer, configs and `pin.json`: `source`, `id`, `revision`, `path`,
 `license`, and of every weight file `bytes` and `sha256`. Weights themselves lie in the folder only
 where the source has no local copy of its own to read them from.
 """
@@ -24,7 +24,7 @@ def fetch_base(model: Model, folder: Path) -> dict[str, Any]:
 
     Raises:
         LoradagError: the model is gated, missing, not in safetensors or not what
-            `model.config` and `model.context` say it is.
+            `model.config` and `model.context` describe.
     """
     folder.mkdir(parents=True)
     pin = {"source": model.source, "id": model.id, "path": model.path, "license": model.license}
@@ -72,7 +72,7 @@ def packaged_gguf(package: str) -> Path:
     Raises:
         LoradagError: there is no such package, or not one such file in it.
     """
-    # find_spec: importing the package itself would want the server that it was made for.
+    # find_spec: importing the package itself would need the server that it was made for.
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise LoradagError(
@@ -80,7 +80,7 @@ def packaged_gguf(package: str) -> Path:
         )
     files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
     if len(files) != 1:
-        raise LoradagError(f"model.id = {package!r}: holds {len(files)} .gguf files, not one.")
+        raise LoradagError(f"model.id = {package!r}: has {len(files)} .gguf files, not one.")
     return files[0]
 
 
@@ -133,7 +133,7 @@ def _from_hub(model: Model, folder: Path) -> dict[str, Any]:
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         cause = "HF_TOKEN is not accepted" if status == 401 else f"the hub answered {status}"
-        raise LoradagError(f"{where}: {cause}. Mend HF_TOKEN, or try again later.") from error
+        raise LoradagError(f"{where}: {cause}. Check HF_TOKEN, or try again later.") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise LoradagError(
             f"{where}: the hub cannot be reached ({type(error).__name__}). Check the network, or "
@@ -152,7 +152,7 @@ def _from_folder(model: Model, folder: Path) -> dict[str, Any]:
     source = Path(str(model.path)).expanduser()
     if not (source / "config.json").is_file():
         raise LoradagError(
-            f"model.path = {model.path!r}: no config.json there. Name a folder that "
+            f"model.path = {model.path!r}: it has no config.json. Name a folder that "
             "`save_pretrained` wrote."
         )
     copy_all_but_weights(source, folder)
@@ -211,7 +211,7 @@ def _fix_padding(model: Model, folder: Path) -> None:
         raise LoradagError(
             f"model.pad_token = {model.pad_token!r}: the tokenizer's pad is its EOS "
             f"({tokenizer.eos_token}), and this cannot take its place. Name another token of its "
-            "vocabulary that no text holds."
+            "vocabulary that no text contains."
         )
     tokenizer.pad_token = pad
     tokenizer.save_pretrained(folder)
@@ -230,4 +230,4 @@ def _verify_config(model: Model, folder: Path) -> None:
     if model.context and longest and model.context > longest:
         wrong.append(f"  - model.context = {model.context}, but the model has {longest}")
     if wrong:
-        raise LoradagError("\n".join(["the model is not what its config says:", *wrong]))
+        raise LoradagError("\n".join(["the model does not match its config:", *wrong]))

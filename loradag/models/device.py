@@ -13,27 +13,31 @@ if TYPE_CHECKING:
 
 
 def device() -> str:
-    """The torch device: `cuda` where one is, `mps` on a Mac, else `cpu`.
+    """The torch device: `cuda` if there is one, `mps` on a Mac, else `cpu`.
 
     Raises:
-        LoradagError: `runtime.device` names one that is not there.
+        LoradagError: `runtime.device` names a device that this machine does not have.
     """
     import torch
 
-    wanted = os.environ.get(DEVICE, "auto")
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if wanted == "auto":
-        return next(name for name, available in there.items() if available)
-    if not there[wanted]:
-        available = ", ".join(name for name, is_there in there.items() if is_there)
+    asked = os.environ.get(DEVICE, "auto")
+    available = [
+        name
+        for name, found in {
+            "cuda": torch.cuda.is_available(),
+            "mps": torch.backends.mps.is_available(),
+            "cpu": True,
+        }.items()
+        if found
+    ]
+    if asked == "auto":
+        return available[0]
+    if asked not in available:
         raise LoradagError(
-            f"runtime.device = {wanted!r}: this machine has {available}. Set runtime.device=auto."
+            f"runtime.device = {asked!r}: this machine has {', '.join(available)}. Set "
+            "runtime.device=auto."
         )
-    return wanted
+    return asked
 
 
 def compute_dtype(name: str) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""A model that goes on from a prompt, rendered as in its training."""
+"""A model that completes prompts, rendered as in its training."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class TextGenerator:
             raise LoradagError(f"model = {model!r}: choose {', '.join(load)}.")
         for needed in (paths.contract, paths.adapter if model == "tuned" else paths.base):
             if not needed.exists():
-                raise LoradagError(f"{needed} is not there. Run `dvc repro` first.")
+                raise LoradagError(f"{needed} is missing. Run `dvc repro` first.")
         self.template = read_contract(paths.contract).template
         self.tokenizer = load_tokenizer(paths.base)
         self.pipe = pipeline("text-generation", model=load[model](), tokenizer=self.tokenizer)
 
     def complete(self, prompt: str, **sampling: Any) -> str:
-        """The rendered prompt and what the model goes on with."""
+        """The rendered prompt and its completion."""
         text = render_prompt(self.template, prompt, self.tokenizer)
-        said = self._generate(text, **sampling)
-        return text + said if self.template.kind == "plain" else said
+        completion = self._generate(text, **sampling)
+        return text + completion if self.template.kind == "plain" else completion
 
     def answer(self, messages: list[dict[str, str]], **sampling: Any) -> str:
         """The model's turn after `messages`."""
@@ -55,11 +55,11 @@ class TextGenerator:
         set_seed(seed)
         sampled = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
         opens = text.startswith(self.tokenizer.bos_token or "\0")
-        said = self.pipe(
+        generated = self.pipe(
             text,
             max_new_tokens=max_new_tokens,
             return_full_text=False,
             add_special_tokens=not opens,
             **(sampled if temperature > 0 else {"do_sample": False}),
         )
-        return str(said[0]["generated_text"])
+        return str(generated[0]["generated_text"])

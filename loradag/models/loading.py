@@ -58,7 +58,7 @@ def load_quantized(paths: Paths, dtype: torch.dtype) -> Any:
 
 
 def is_adapter(paths: Paths) -> bool:
-    """False where every weight was trained: then `artifacts/adapter` is a whole model."""
+    """False where every weight was trained: then `artifacts/adapter` is a full model."""
     return (paths.adapter / "adapter_config.json").exists()
 
 

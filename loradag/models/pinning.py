@@ -21,7 +21,7 @@ def sha256(path: Path) -> str:
 
 
 def weights_folder(base: Path) -> Path:
-    """The folder that holds the weights which `base` pins, checked against the pin.
+    """The folder of the weights that `base` pins, checked against the pin.
 
     Raises:
         LoradagError: they are gone or have changed.

@@ -1,1 +1,1 @@
-"""What a run will take, told before it starts: which stages, how many parameters, what memory."""
+"""What a run will take, known before it starts: its jobs, stages, parameters and memory."""

@@ -9,13 +9,14 @@ from typing import Any
 
 from hydra.errors import HydraException
 
+from loradag.comparison.ranking import short
 from loradag.compat.dvc import cache_folder
 from loradag.config.problems import ConfigError, LoradagError
+from loradag.planning.grid import composer, expand, is_grid, sweep_overrides, swept_keys
 from loradag.planning.memory import longest_drawn, merge_bytes, train_bytes
 from loradag.planning.parameters import model_shape, total_parameters, trainable_parameters
 from loradag.planning.pipeline import Pipeline, Planned, StageStatus
 from loradag.planning.shape import Shape
-from loradag.sweeps.grid import composer, expand, is_grid, sweep_overrides, swept_keys
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,6 @@ def print_overview(plan: Overview) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from loradag.comparison.ranking import short
     from loradag.reporting.formatting import count, percent, size
 
     console = Console(highlight=False, soft_wrap=True)
@@ -122,7 +122,7 @@ def print_overview(plan: Overview) -> None:
     for number, job in enumerate(plan.jobs):
         row = [str(number)] if several else []
         row += [job.swept.get(key, "") for key in plan.keys]
-        statuses = {stage.name: _told(stage, owners, number) for stage in job.stages}
+        statuses = {stage.name: _status_text(stage, owners, number) for stage in job.stages}
         row += [statuses.get(name, "[red]no[/red]") for name in names]
         trained = ""
         if job.trainable is not None and job.total is not None:
@@ -130,8 +130,8 @@ def print_overview(plan: Overview) -> None:
         memory = [size(b) if b is not None else "" for b in (job.train_bytes, job.merge_bytes)]
         table.add_row(*row, trained, *memory)
     console.print(table)
-    told = "run: it runs · cache: it comes from the cache"
-    console.print(f"[dim]{told}{' · #0: job 0 runs it' if several else ''}[/dim]")
+    legend = "run: it runs · cache: it comes from the cache"
+    console.print(f"[dim]{legend}{' · #0: job 0 runs it' if several else ''}[/dim]")
     for number, job in enumerate(plan.jobs):
         for problem in job.problems:
             console.print(f"#{number}: {problem}", markup=False)
@@ -149,7 +149,7 @@ def print_overview(plan: Overview) -> None:
         )
 
 
-def _told(stage: Planned, owners: dict[str, int], number: int) -> str:
+def _status_text(stage: Planned, owners: dict[str, int], number: int) -> str:
     if stage.status is StageStatus.CACHED:
         return "[dim]cache[/dim]"
     if stage.status is StageStatus.ALWAYS or owners.setdefault(stage.key, number) == number:
@@ -163,6 +163,6 @@ def _summary(jobs: list[JobPlan]) -> str:
     runs = {stage.key: stage.name for stage in stages if stage.status is StageStatus.RUNS}
     always = [stage.name for stage in stages if stage.status is StageStatus.ALWAYS]
     by_name = Counter([*runs.values(), *always])
-    told = ", ".join(f"{name} {times}" for name, times in by_name.items())
+    counts = ", ".join(f"{name} {times}" for name, times in by_name.items())
     total = len(runs) + len(always)
-    return f"{total} stage runs of {len(stages)}" + (f": {told}." if told else ".")
+    return f"{total} stage runs of {len(stages)}" + (f": {counts}." if counts else ".")

@@ -120,6 +120,12 @@ class Pipeline:
             done += ready
         return done
 
+    def sources(self, params: Mapping[str, Any]) -> set[str]:
+        """The deps that no stage makes: code, and files of the user's own."""
+        stages = self.stages(params)
+        outs = [out for stage in stages for out in stage.outs]
+        return {dep for stage in stages for dep in stage.deps if not _containing(dep, outs)}
+
     def inputs(
         self, stage: Stage, params: Mapping[str, Any], made: Mapping[str, str]
     ) -> dict[str, Any]:
@@ -157,10 +163,10 @@ class Pipeline:
                 return within.get(dep.removeprefix(f"{out}/"), f"{made[out]}:{dep}")
             return f"{made[out]}:{dep}"
         if dep not in self._hashes:
-            self._hashes[dep] = self._hash_source(dep)
+            self._hashes[dep] = self.hash_source(dep)
         return self._hashes[dep]
 
-    def _hash_source(self, dep: str) -> str:
+    def hash_source(self, dep: str) -> str:
         """The hash of a file or folder that no stage makes, in the project or outside of it."""
         path = self.project / dep
         return dvc.hash_path(path, self._is_ignored) if path.exists() else f"missing:{dep}"

@@ -1,22 +1,23 @@
 """Uniform n-bit quantisation through torchao: ŵ = s·(q − z), in blocks that share s and z.
 
-symmetric:   s = max|w| / (2^(b−1) − 1),           z = 0,              q in ±(2^(b−1) − 1)
+symmetric:   absmax (`absmax`): s = max|w| / (2^(b−1) − 1), z = 0,    q in ±(2^(b−1) − 1)
   `minmax`:  s = (max w − min w) / (2^b − 1),      z = 0,              q in [−2^(b−1), 2^(b−1) − 1]
 asymmetric:  s = (max w − min w) / (2^b − 1),      z = −2^(b−1) − round(min w / s), same range;
              min and max are taken with 0, so that 0 is represented exactly.
 
 q = round(w / s) + z, clamped. A block is the tensor, a channel (a row of the weight), or a group of
-`group_size` neighbours in a row. `minmax` does not reach max|w| and clips; it is there to compare.
+`group_size` neighbours in a row. `minmax` does not reach max|w| and clips; it is for comparison.
 
 W8A8: weights as symmetric 8-bit; activations rounded to int8 as well, with scales from each token
 (dynamic) or from calibration (static), so that products are of integers.
-[Jacob et al., arXiv:1712.05877; SmoothQuant's folding of scales, arXiv:2211.10438]
+[Jacob et al., arXiv:1712.05877; SmoothQuant's smoothing scales, arXiv:2211.10438]
 """
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
+
+from loradag.quantization.absmax import choose_absmax_qparams, largest_code
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def config(quantize: Quantize, skipped: list[str]) -> Any:
-    """What `config.json` says: codes lie in int8, also those of fewer bits."""
+    """The quantization section of `config.json`: codes are stored in int8, whatever their bits."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 
@@ -43,10 +44,12 @@ def choose_scales(
     from torchao.quantization import MappingType
     from torchao.quantization.quant_primitives import choose_qparams_affine
 
+    if quantize.scheme != "asymmetric" and quantize.symmetric_range != "minmax":
+        return choose_absmax_qparams(weight, block, bits(quantize))
     lowest, highest = code_range(quantize)
     scales, zero_points = choose_qparams_affine(
         weight,
-        MappingType.SYMMETRIC if lowest == -highest else MappingType.ASYMMETRIC,
+        MappingType.ASYMMETRIC,
         block,
         torch.int8,
         lowest,
@@ -59,7 +62,7 @@ def choose_scales(
 
 
 def quantize_weight(weight: torch.Tensor, quantize: Quantize) -> Any:
-    """The torchao tensor that stands for a weight (out, in) in float32."""
+    """The torchao tensor of a weight (out, in) in float32."""
     import torch
     from torchao.quantization import IntxUnpackedToInt8Tensor
 
@@ -84,9 +87,9 @@ def quantize_for_integers(
 
     static = {}
     if activations is not None:
-        static = activations.constants()
-        if activations.fold is not None:
-            weight = weight * activations.fold
+        static = activations.qparams()
+        if activations.smoothing_scale is not None:
+            weight = weight * activations.smoothing_scale
     asymmetric = activations is not None and activations.zero_point is not None
     scales, _ = choose_scales(weight, block_of(weight, quantize), quantize)
     return Int8Tensor.from_hp(
@@ -102,26 +105,25 @@ def quantize_for_integers(
 
 
 def flatten(name: str, tensor: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """A torchao or plain tensor as what is saved of it: tensors, and metadata under its name."""
-    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+    """A torchao or plain tensor in its saved form: tensors, and metadata under its name."""
+    from loradag.compat.torchao import flatten_tensor
 
-    stored, metadata = flatten_tensor_state_dict({name: tensor})
-    return stored, {name: metadata[name]}
+    return flatten_tensor(name, tensor)
 
 
 def decode(name: str, stored: dict[str, torch.Tensor], metadata: dict[str, str]) -> torch.Tensor:
-    """The float32 weight (out, in) that the saved tensors of `name` stand for."""
-    from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
+    """The float32 weight (out, in) of the saved tensors of `name`."""
+    from loradag.compat.torchao import unflatten_tensor
 
-    described = {name: metadata[name], "tensor_names": json.dumps([name])}
-    quantized = unflatten_tensor_state_dict(stored, described)[0][name]
+    quantized = unflatten_tensor(name, stored, metadata)
     weight: torch.Tensor = quantized.dequantize().float()
-    fold = getattr(quantized, "act_pre_scale", None)
-    return weight if fold is None else weight * fold
+    # The inputs are multiplied by it, which is the inverse of the smoothing scale in the weight.
+    pre_scale = getattr(quantized, "act_pre_scale", None)
+    return weight if pre_scale is None else weight * pre_scale
 
 
-def levels(name: str, stored: dict[str, torch.Tensor], quantize: Quantize) -> torch.Tensor:
-    """What weights of the first block can become: s·(q − z) for every code q."""
+def codebook(name: str, stored: dict[str, torch.Tensor], quantize: Quantize) -> torch.Tensor:
+    """The values that weights of the first block are rounded to: s·(q − z) for every code q."""
     import torch
 
     part = f"{name.removesuffix('weight')}_weight_"
@@ -136,7 +138,7 @@ def levels(name: str, stored: dict[str, torch.Tensor], quantize: Quantize) -> to
 
 def code_range(quantize: Quantize) -> tuple[int, int]:
     """The lowest and highest code, signed."""
-    highest: int = 2 ** (bits(quantize) - 1) - 1
+    highest = largest_code(bits(quantize))
     spans_range = quantize.scheme == "asymmetric" or quantize.symmetric_range == "minmax"
     return (-highest - 1 if spans_range else -highest), highest
 

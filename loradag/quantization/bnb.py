@@ -1,8 +1,8 @@
 """nf4, fp4 and LLM.int8, through bitsandbytes, in the form that its layers save and load.
 
-nf4, fp4: blocks of `block_size` weights share a scale, max|w| of the block; codes are the nearest
-of 16 levels, two to a byte. With `double_quant` the scales are stored in 8 bits (blocks of 256)
-around their mean. [QLoRA, arXiv:2305.14314]
+nf4, fp4: blocks of `block_size` weights share a scale, max|w| of the block; a code is the nearest
+of the 16 values of a codebook, two codes to a byte. With `double_quant` the scales are stored in 8
+bits (blocks of 256) around their mean. [QLoRA, arXiv:2305.14314]
 
 int8: code = round(127·w / max|w|) by row. At run time, activations past `threshold` stay in 16
 bits. [LLM.int8, arXiv:2208.07339]
@@ -24,7 +24,7 @@ LARGEST = 65504.0  # of float16, which LLM.int8 quantises from
 
 
 def config(quantize: Quantize, skipped: list[str]) -> Any:
-    """What `config.json` says, so that transformers builds the layers to load into."""
+    """The quantization section of `config.json`, by which transformers builds the layers."""
     from transformers import BitsAndBytesConfig
 
     if quantize.scheme == "int8":
@@ -50,8 +50,8 @@ def encode(name: str, weight: torch.Tensor, quantize: Quantize) -> dict[str, tor
     if quantize.scheme == "int8":
         if weight.abs().max() > LARGEST:
             raise LoradagError(
-                f"quantize.scheme = int8: {name} has weights beyond float16, which LLM.int8 "
-                "quantises from. Take quantize=symmetric."
+                f"quantize.scheme = int8: {name} has weights beyond the range of float16, which "
+                "LLM.int8 quantises from. Set quantize=symmetric."
             )
         codes = Int8Params(weight, requires_grad=False, has_fp16_weights=False).to(weight.device)
         module = name.removesuffix("weight")
@@ -68,7 +68,7 @@ def encode(name: str, weight: torch.Tensor, quantize: Quantize) -> dict[str, tor
 
 
 def decode(name: str, stored: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The weight (out, in) that the saved tensors of `name` stand for."""
+    """The float32 weight (out, in) of the saved tensors of `name`."""
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
     codes = stored[name]
@@ -79,10 +79,10 @@ def decode(name: str, stored: dict[str, torch.Tensor]) -> torch.Tensor:
     return weight.float()
 
 
-def levels(
+def codebook(
     name: str, stored: dict[str, torch.Tensor], restored: torch.Tensor, quantize: Quantize
 ) -> torch.Tensor:
-    """What weights of the first block can become: the code's levels times the block's largest."""
+    """The values that weights of the first block are rounded to: codebook times largest weight."""
     import torch
 
     if quantize.scheme == "int8":

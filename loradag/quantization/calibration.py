@@ -17,28 +17,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Activations:
-    """How the input x of one linear layer becomes int8: round(x / (fold·scale)) + zero_point.
+    """The quantisation parameters of one linear layer's inputs x.
 
-    `scale` and `zero_point` are of one element; `fold` (in,), where each input channel has a scale
-    of its own, is multiplied into the weight's columns, which int8 products allow nowhere else.
+        q = round(x / (smoothing_scale · scale)) + zero_point, in int8.
+
+    `scale` and `zero_point` have one element. `smoothing_scale` (in,), where each input channel has
+    a scale of its own, is multiplied into the weight's columns, since an int8 product can apply no
+    scale within a row. [SmoothQuant, arXiv:2211.10438]
     """
 
     scale: torch.Tensor
     zero_point: torch.Tensor | None = None
-    fold: torch.Tensor | None = None
+    smoothing_scale: torch.Tensor | None = None
 
-    def constants(self) -> dict[str, torch.Tensor]:
-        """What torchao's tensor holds of them; scales broadcast over (batch, tokens, channels)."""
-        held = {"act_quant_scale": self.scale.reshape(1, 1, 1)}
+    def qparams(self) -> dict[str, torch.Tensor]:
+        """By the names of torchao's tensor; scales broadcast over (batch, tokens, channels)."""
+        found = {"act_quant_scale": self.scale.reshape(1, 1, 1)}
         if self.zero_point is not None:
-            held["act_quant_zero_point"] = self.zero_point.reshape(1, 1, 1)
-        if self.fold is not None:
-            held["act_pre_scale"] = 1 / self.fold
-        return held
+            found["act_quant_zero_point"] = self.zero_point.reshape(1, 1, 1)
+        if self.smoothing_scale is not None:
+            found["act_pre_scale"] = 1 / self.smoothing_scale
+        return found
 
 
 class Observer:
-    """The range of a layer's inputs, over all rows that were shown to it.
+    """The range of a layer's inputs, over all rows that it observed.
 
     minmax: the smallest and largest value. percentile: the mean over the rows of each row's
     (100 − p)th and pth percentile, so that rare outliers do not set the scale.
@@ -50,8 +53,8 @@ class Observer:
         self.lows: list[torch.Tensor] = []
         self.highs: list[torch.Tensor] = []
 
-    def show(self, inputs: torch.Tensor) -> None:
-        """Take in one row's inputs (1, tokens, channels)."""
+    def observe(self, inputs: torch.Tensor) -> None:
+        """Add one row's inputs (1, tokens, channels)."""
         values = inputs.detach().float().reshape(-1, inputs.shape[-1])
         if not self.by_channel:
             values = values.reshape(-1, 1)
@@ -74,8 +77,8 @@ class Observer:
         return lows.mean(0), highs.mean(0)
 
 
-def determine(low: torch.Tensor, high: torch.Tensor, quantize: Quantize) -> Activations:
-    """The constants for inputs within [low, high]: symmetric, or asymmetric with a zero point."""
+def choose_qparams(low: torch.Tensor, high: torch.Tensor, quantize: Quantize) -> Activations:
+    """The parameters for inputs within [low, high]: symmetric, or asymmetric with a zero point."""
     import torch
     from torchao.quantization import MappingType
     from torchao.quantization.quant_primitives import choose_qparams_affine_with_min_max
@@ -88,7 +91,7 @@ def determine(low: torch.Tensor, high: torch.Tensor, quantize: Quantize) -> Acti
 
     if quantize.activation_granularity == "channel":
         scales, _ = choose(MappingType.SYMMETRIC, -127)
-        return Activations(scale=torch.ones(1), fold=scales)
+        return Activations(scale=torch.ones(1), smoothing_scale=scales)
     if quantize.activation_zero_point:
         scale, zero_point = choose(MappingType.ASYMMETRIC, -128)
         return Activations(scale, zero_point)
@@ -98,10 +101,9 @@ def determine(low: torch.Tensor, high: torch.Tensor, quantize: Quantize) -> Acti
 def calibrate(
     base: Path, folder: Path, rows: list[list[int]], quantize: Quantize
 ) -> dict[str, Activations]:
-    """Static activation constants by layer: weights quantised first, then their inputs observed.
+    """Static activation parameters by layer, from a model whose weights are quantised first.
 
-    The model with quantised weights stands in `folder` meanwhile, so that the full-precision one
-    is not held here either.
+    That model is written to `folder` meanwhile, so that memory has no full-precision one.
     """
     import torch
 
@@ -111,8 +113,8 @@ def calibrate(
     weights = replace(quantize, scheme="symmetric", bits=8, symmetric_range="absmax")
     with tempfile.TemporaryDirectory(dir=folder) as name:
         layers = [x["name"] for x in quantize_checkpoint(base, Path(name), weights)["layers"]]
-        ranges = observe(load_model(Path(name), torch.float32), layers, rows, quantize)
-    return {layer: determine(*ranges[layer], quantize) for layer in layers}
+        ranges = observe_ranges(load_model(Path(name), torch.float32), layers, rows, quantize)
+    return {layer: choose_qparams(*ranges[layer], quantize) for layer in layers}
 
 
 def read_rows(path: Path, most: int) -> list[list[int]]:
@@ -126,13 +128,13 @@ def read_rows(path: Path, most: int) -> list[list[int]]:
     rows: list[list[int]] = pq.read_table(path, columns=["input_ids"])["input_ids"].to_pylist()
     if not rows:
         raise LoradagError(
-            "quantize.scheme = static_w8a8: prepare set no calibration rows aside. Raise "
-            "prepare.calibration_fraction, or take quantize=dynamic_w8a8, which needs none."
+            "quantize.scheme = static_w8a8: there are no calibration rows. Raise "
+            "prepare.calibration_fraction, or set quantize=dynamic_w8a8, which needs none."
         )
     return rows[:most]
 
 
-def observe(
+def observe_ranges(
     model: Any, layers: list[str], rows: list[list[int]], quantize: Quantize
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Run `rows` of token ids through `model`; the (low, high) that each layer's inputs had."""
@@ -141,7 +143,7 @@ def observe(
     observers = {layer: Observer(quantize) for layer in layers}
     hooks = [
         model.get_submodule(layer).register_forward_pre_hook(
-            lambda _, inputs, observer=observer: observer.show(inputs[0])
+            lambda _, inputs, observer=observer: observer.observe(inputs[0])
         )
         for layer, observer in observers.items()
     ]

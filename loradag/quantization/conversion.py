@@ -32,7 +32,7 @@ def quantize_checkpoint(
     options: Quantize,
     activations: Mapping[str, Activations] | None = None,
 ) -> QuantizedWeights:
-    """Quantise the linear layers of `base` into `folder`; return what it cost, for the report.
+    """Quantise the linear layers of `base` into `folder`; return size and error, for the report.
 
     Args:
         base: a folder of safetensors and `config.json`.
@@ -65,14 +65,14 @@ def quantize_checkpoint(
             layer = name.removesuffix(".weight")
             if layer in linear:
                 weight = tensor.to(device(), torch.float32)
-                constants = activations[layer] if activations else None
-                stored = schemes.encode(name, weight, options, constants)
+                qparams = activations[layer] if activations else None
+                stored = schemes.encode(name, weight, options, qparams)
                 restored = schemes.decode(name, stored.tensors, stored.metadata)
                 error = compare(weight, restored)
                 layers.append({"name": layer, **error.as_dict()})
                 if histogram is None:
-                    levels = schemes.levels(name, stored, restored, options)
-                    histogram = Histogram.of(layer, weight, levels)
+                    codebook = schemes.codebook(name, stored, restored, options)
+                    histogram = Histogram.of(layer, weight, codebook)
                 total += error
                 bits += stored.bits
                 information_bits += stored.information_bits
@@ -112,29 +112,27 @@ def linear_layers(config: Any, skip_modules: list[str]) -> tuple[set[str], list[
     """
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.quantizers.base import HfQuantizer
-    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    from loradag.compat.transformers import is_quantizable, skipped_modules
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     names = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear}
     for skip in skip_modules:
-        if all(should_convert_module(name, [skip]) for name in names):
+        if all(is_quantizable(name, [skip]) for name in names):
             endings = sorted({name.rpartition(".")[2] for name in names})
             raise LoradagError(
                 f"quantize.skip_modules: no linear layer is called {skip!r}. They end in "
                 f"{', '.join(endings)}."
             )
-    skipped = HfQuantizer.get_modules_to_not_convert(
-        model, list(skip_modules), model._keep_in_fp32_modules, add_default_skips=True
-    )
-    linear = {name for name in names if should_convert_module(name, skipped)}
+    skipped = skipped_modules(model, skip_modules)
+    linear = {name for name in names if is_quantizable(name, skipped)}
     if not linear:
         raise LoradagError(
             f"quantize.skip_modules = {skip_modules}: leaves no linear layer to quantise. Name "
             "fewer modules, or take quantize=none."
         )
-    return linear, sorted(skipped)
+    return linear, skipped
 
 
 def check_shapes(base: Path, linear: set[str], options: Quantize) -> None:
@@ -164,7 +162,7 @@ def check_shapes(base: Path, linear: set[str], options: Quantize) -> None:
 
 
 def measure_unquantized(base: Path) -> QuantizedWeights:
-    """What the base costs as it is, for the report of `quantize=none`."""
+    """The size of the base as it is stored, for the report of `quantize=none`."""
     entries = read_entries(base).values()
     stored = sum(entry.bytes for entry in entries)
     parameters = sum(entry.elements for entry in entries)

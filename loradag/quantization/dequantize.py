@@ -35,7 +35,7 @@ def _keys_by_parameter(keys: list[str], metadata: dict[str, str]) -> dict[str, l
         }
     owned: dict[str, list[str]] = {}
     for key in keys:
-        if key.endswith((".SCB", ".weight_format")):  # int8: beside the weight
+        if key.endswith((".SCB", ".weight_format")):  # int8: next to the weight
             owner = key.rpartition(".")[0] + ".weight"
         else:  # nf4, fp4: below the weight
             owner = key[: key.index(".weight.") + len(".weight")] if ".weight." in key else key

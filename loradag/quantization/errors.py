@@ -1,4 +1,4 @@
-"""The error of quantised weights against the weights they stand for."""
+"""The error of quantised weights against the original ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Error:
 
     @property
     def sqnr_db(self) -> float | None:
-        """10·log10(Σ w² / Σ (w − ŵ)²), in dB; None where nothing was lost, or nothing was there."""
+        """10·log10(Σ w² / Σ (w − ŵ)²), in dB; None without error, or without weights."""
         if self.noise == 0 or self.signal == 0:
             return None
         return 10 * math.log10(self.signal / self.noise)

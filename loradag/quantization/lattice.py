@@ -1,8 +1,8 @@
 """Weights of quantisation-aware training in GGML's blocks, code for code.
 
-Training rounds a group of weights to w = s·q with |q| < 2^(b−1). GGML's symmetric types hold just
-that, w = d·q, but llama.cpp's quantiser chooses another d for each block, which is a second
-rounding that no training step has seen. Here d is s: only its own rounding to fp16 remains.
+Training rounds a group of weights to the lattice w = s·q with |q| < 2^(b−1). GGML's symmetric
+types have the same form, w = d·q, but llama.cpp's quantiser chooses another d for each block, a
+second rounding that no training step has seen. Here d is s: only its own rounding to fp16 remains.
 """
 
 from __future__ import annotations
@@ -15,49 +15,54 @@ from typing import Any
 import numpy as np
 
 from loradag.models.activations import NOTE
+from loradag.quantization.absmax import choose_absmax_qparams
 
 Array = np.ndarray[Any, Any]
 
 BLOCK = 32
 BITS = {"q4_0": 4, "q5_0": 5, "q8_0": 8}
-# How far off a code may be: the rounding of weights on the grid, not of others, whose distance to
-# the nearest code is anything up to a half.
-OFF = 0.1
+# The distance to the nearest code at which a weight still counts as on the lattice. Of other
+# weights it is anything up to a half.
+TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
-class Grid:
+class Lattice:
     """`bits` a weight, and one scale for `group_size` weights of a row."""
 
     bits: int
     group_size: int
 
     def fits(self, type: str) -> bool:
-        """Whether GGML's `type` holds the codes, and no block spans two groups."""
+        """Whether GGML's `type` can store the codes, and no block spans two groups."""
         return self.bits <= BITS.get(type, 0) and self.group_size % BLOCK == 0
 
-    def blocks(self, weight: Array, type: str) -> Array | None:
-        """The rows of `weight` (out, in) as bytes of `type`; None: they are not on the grid."""
+    def encode(self, weight: Array, type: str) -> Array | None:
+        """The rows of `weight` (out, in) as bytes of `type`; None: not on the lattice."""
+        import torch
+
         if weight.shape[-1] % self.group_size:
             return None
         groups = weight.astype(np.float32).reshape(-1, self.group_size)
-        scale = np.abs(groups).max(axis=1, keepdims=True) / (2 ** (self.bits - 1) - 1)
-        exact = np.divide(groups, scale, out=np.zeros_like(groups), where=scale > 0)
+        scale = choose_absmax_qparams(torch.from_numpy(groups), (1, self.group_size), self.bits)[
+            0
+        ].numpy()
+        exact = groups / scale
         codes = np.rint(exact)
-        if np.abs(exact - codes).max() > OFF:
+        if np.abs(exact - codes).max() > TOLERANCE:
             return None
         d = np.repeat(scale.astype(np.float16), self.group_size // BLOCK, axis=0).view(np.uint8)
         packed = np.concatenate([d, _packed(codes.reshape(-1, BLOCK), type)], axis=1)
         return packed.reshape(*weight.shape[:-1], -1)
 
 
-def read_grid(model: Path) -> Grid | None:
-    """The grid that the weights of the folder `model` were trained on; None: on none."""
+def read_lattice(model: Path) -> Lattice | None:
+    """The lattice that the weights of the folder `model` were trained on; None: on none."""
     note = model / NOTE
     if not note.exists():
         return None
     scheme = json.loads(note.read_text(encoding="utf-8"))
-    return Grid(scheme["bits"], scheme["group_size"])
+    return Lattice(scheme["bits"], scheme["group_size"])
 
 
 def _packed(codes: Array, type: str) -> Array:

@@ -1,4 +1,4 @@
-"""Every scheme behind four functions: what `config.json` says, encode, keep as it is, decode."""
+"""Every scheme behind the same functions: config, encode, keep unquantised, decode, codebook."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stored:
-    """What a checkpoint holds of one parameter.
+    """What a checkpoint stores of one parameter.
 
     Attributes:
         tensors: its saved tensors, by their key in the file.
@@ -35,7 +35,7 @@ class Stored:
 
 
 def config(quantize: Quantize, skipped: list[str]) -> Any:
-    """What transformers loads the checkpoint by; `skipped` are the modules left as they are."""
+    """The quantization config of the checkpoint; `skipped` are the modules left unquantised."""
     library = bnb if quantize.scheme in BNB_SCHEMES else affine
     return library.config(quantize, skipped)
 
@@ -65,7 +65,7 @@ def keep(name: str, tensor: torch.Tensor, quantize: Quantize) -> Stored:
 
 
 def decode(name: str, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> torch.Tensor:
-    """The float32 weight that the saved tensors of the parameter `name` stand for."""
+    """The float32 weight of the saved tensors of the parameter `name`."""
     if name in tensors and len(tensors) == 1:
         return tensors[name].float()
     if name in metadata:
@@ -73,8 +73,8 @@ def decode(name: str, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
     return bnb.decode(name, tensors)
 
 
-def levels(name: str, stored: Stored, restored: torch.Tensor, quantize: Quantize) -> torch.Tensor:
+def codebook(name: str, stored: Stored, restored: torch.Tensor, quantize: Quantize) -> torch.Tensor:
     """The values that weights of the first block of `name` can be rounded to, ascending."""
     if quantize.scheme in BNB_SCHEMES:
-        return bnb.levels(name, stored.tensors, restored, quantize)
-    return affine.levels(name, stored.tensors, quantize)
+        return bnb.codebook(name, stored.tensors, restored, quantize)
+    return affine.codebook(name, stored.tensors, quantize)

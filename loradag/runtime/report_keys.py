@@ -21,8 +21,17 @@ class FetchReport(StageReport):
     architecture: str
 
 
+class Origin(TypedDict):
+    """The state of a source that is read: of a hub data set or of a package."""
+
+    id: NotRequired[str | None]
+    commit: NotRequired[str | None]
+    package: NotRequired[str | None]
+    version: NotRequired[str | None]
+
+
 class SourceReport(StageReport):
-    origins: dict[str, dict[str, str]]  # commit of a hub data set, version of a package
+    origins: dict[str, Origin]  # by source
 
 
 class LengthHistogram(TypedDict):
@@ -40,8 +49,6 @@ class TokenLength(TypedDict):
 
 
 class SourceRows(TypedDict):
-    """What a data source contributed."""
-
     format: str
     rows_in: int
     rows_kept: int
@@ -51,17 +58,17 @@ class PreparedRows(StageReport):
     rows_in: int
     rows_kept: int
     dropped: dict[str, int]  # rows by reason
-    first_dropped: dict[str, list[str]]  # places of rows, by reason
+    first_dropped: dict[str, list[str]]  # where the first of them are, by reason
     sources: dict[str, SourceRows]
+    leaked_prompts: int  # held-out rows whose prompt is trained on
+    train_tokens: int
+    eval_tokens: int
+    trained_token_fraction: float  # of the train tokens: of the completions
+    assistant_token_fraction: float  # of the train tokens: of all turns of the assistant
     train_rows: int
     eval_rows: int
     calibration_rows: int
-    train_tokens: int
-    eval_tokens: int
-    trained_token_fraction: float  # of the train tokens
-    assistant_token_fraction: float  # of the train tokens
     truncated_rows: int
-    leaked_prompts: int  # held-out rows whose prompt is also trained on
     token_length: TokenLength
 
 
@@ -111,8 +118,8 @@ class TrainReport(StageReport):
     steps: int  # optimizer steps
     tokens: int
     final_loss: float  # nats a token
-    eval_loss: NotRequired[float | None]  # held out, of the weights that were kept; nats a token
-    kept_step: int  # whose weights these are
+    eval_loss: float  # of the weights that are kept, on held-out rows; nats a token
+    kept_step: int  # optimizer step of the weights that are kept
     stopped_early: bool
     tokens_per_second: float
     peak_memory_bytes: int
@@ -146,7 +153,7 @@ class GeneralLoss(TypedDict):
 
 
 class BaselineGeneral(TypedDict):
-    """Each model's loss on a text outside the tuning data: what the tuning cost."""
+    """Each model's loss on a text outside the tuning data."""
 
     base: GeneralLoss
     quantized: GeneralLoss
@@ -159,12 +166,12 @@ class GeneralText(BaselineGeneral):
 Scores = dict[str, dict[str, float]]  # by task and metric of lm-evaluation-harness
 
 
-class BaselineTasks(TypedDict):
+class BaselineScores(TypedDict):
     base: Scores
     quantized: Scores
 
 
-class Tasks(BaselineTasks):
+class TaskScores(BaselineScores):
     adapter: Scores
 
 
@@ -172,7 +179,7 @@ class BaselineReport(StageReport):
     base: HeldOutLoss
     quantized: HeldOutLoss
     general: NotRequired[BaselineGeneral | None]
-    tasks: NotRequired[BaselineTasks | None]
+    tasks: NotRequired[BaselineScores | None]
     dtype: str
 
 
@@ -182,7 +189,7 @@ class EvaluateReport(StageReport):
     adapter: HeldOutLoss
     samples: list[Sample]
     general: NotRequired[GeneralText | None]
-    tasks: NotRequired[Tasks | None]
+    tasks: NotRequired[TaskScores | None]
     ended_fraction: NotRequired[float | None]  # of the samples: that end with EOS
     dtype: str
 
@@ -192,12 +199,12 @@ class Parity(StageReport):
 
     max_abs_logit_diff: float
     mean_abs_logit_diff: NotRequired[float | None]
-    mean_abs_nll_diff: NotRequired[float | None]
     mean_kl: float  # nats a token
     top_match: NotRequired[float | None]  # fraction of tokens
     perplexity_before: float
     perplexity_after: float
     greedy_match: float  # fraction
+    mean_abs_nll_diff: NotRequired[float | None]  # nats a token
 
 
 class MergeChecks(Parity):
@@ -223,21 +230,23 @@ class ExportedFormat(TypedDict):
     """What the runtime of a format makes of it."""
 
     runtime: str
-    dtype: str  # that the expected numbers were computed in
+    dtype: str  # that the references were computed in
+    base: NotRequired[str | None]  # of an adapter: the scheme of its base
     perplexity: float
     expected_perplexity: float  # with the rounding of the format, measured in transformers
     merged_perplexity: float  # of the merged model on the same rows
-    mean_kl: float  # to the expected model; nats a token
+    mean_kl: float  # to what it should compute; nats a token
     mean_kl_limit: float
-    mean_kl_to_merged: float
-    mean_abs_nll_diff: float  # to the expected model; nats a token
+    mean_kl_to_merged: float  # nats a token
+    mean_abs_nll_diff: float  # nats a token
     mean_abs_nll_diff_limit: float
-    tokens: int  # compared
+    tokens: int  # of the rows that were compared
     texts: int  # whose token ids were compared
-    rounds_activations: NotRequired[bool | None]  # False: the reference computes with exact ones
     token_ids_match: bool
     greedy_match: float
     tokens_per_second: float
+    # False: the runtime does not round activations as the model that was trained did.
+    rounds_activations: NotRequired[bool | None]
     fallbacks: NotRequired[dict[str, str] | None]  # tensors stored in another type
     bytes: NotRequired[int | None]  # of its weights; `report` adds it up
 

@@ -16,7 +16,6 @@ computed by the code of `plan`, and compared with what DVC recorded after the st
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import socket
@@ -174,5 +173,4 @@ def end_with_parent() -> None:
 
 if __name__ == "__main__":
     end_with_parent()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     sys.exit(0 if execute(Path(sys.argv[1])) else 1)

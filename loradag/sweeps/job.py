@@ -21,6 +21,7 @@ from loradag.config.validation import validate
 from loradag.runtime import Paths
 from loradag.runtime.report_keys import Reports
 from loradag.sweeps.execution import RECORD, WAITING
+from loradag.sweeps.gpus import claim_gpu
 from loradag.sweeps.mlflow_runs import close_child, open_child
 from loradag.sweeps.workspaces import make_workspace
 
@@ -44,7 +45,9 @@ def run_job(params: dict[str, Any], folder: Path, number: int, overrides: list[s
         validate(params, source="the job")
         make_workspace(workspace, folder / "source", Path(sweep.project), Path(sweep.cache), params)
         log.info("#%d %s: started", number, job.name)
-        job.failure = _execute(workspace, place / "job.log", _environment(sweep, job), number)
+        with claim_gpu(sweep.gpus, f"#{number}") as gpu:
+            environment = _environment(sweep, job, gpu)
+            job.failure = _execute(workspace, place / "job.log", environment, number)
         _collect(workspace, job)
     except LoradagError as error:
         job.failure = str(error)
@@ -60,7 +63,7 @@ def run_job(params: dict[str, Any], folder: Path, number: int, overrides: list[s
     return job
 
 
-def _environment(sweep: SweepRecord, job: JobRecord) -> dict[str, str]:
+def _environment(sweep: SweepRecord, job: JobRecord, gpu: str | None) -> dict[str, str]:
     from loradag.tracking.store import store_uri
 
     environment = os.environ | {
@@ -70,6 +73,8 @@ def _environment(sweep: SweepRecord, job: JobRecord) -> dict[str, str]:
     }
     if job.run_id is not None:
         environment["MLFLOW_RUN_ID"] = job.run_id
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
     if sweep.threads is not None:
         environment["LORADAG_THREADS"] = str(sweep.threads)
     return environment

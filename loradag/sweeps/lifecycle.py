@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from rich.markup import escape
 from loradag.comparison.job_records import SweepRecord, read_jobs, write_table
 from loradag.compat.dvc import cache_folder
 from loradag.config.problems import LoradagError
-from loradag.sweeps.grid import (
+from loradag.planning.grid import (
     UNSTAGED,
     Composer,
     Job,
@@ -32,6 +32,8 @@ from loradag.sweeps.grid import (
     swept_keys,
     without_unstaged,
 )
+from loradag.planning.pipeline import Pipeline
+from loradag.sweeps.gpus import visible_gpus
 
 log = logging.getLogger(__name__)
 _running: dict[str, Any] = {}  # the sweep of this process: its folder, and the lock on it
@@ -69,7 +71,7 @@ def start(config: DictConfig) -> None:
     root = project / config.hydra.sweep.dir
     root.mkdir(parents=True, exist_ok=True)
     source = root / f".{os.getpid()}.source"
-    key = _key(config, take_snapshot(project, source))
+    key = _key(config, take_snapshot(project, source), _hash_inputs(jobs, config, project))
     folder = root / key[:10]
     lock = FileLock(root / f".{key[:10]}.lock")
     try:
@@ -78,7 +80,7 @@ def start(config: DictConfig) -> None:
         shutil.rmtree(source)
         raise LoradagError("this sweep runs already, in another process. Wait for it.") from error
     _running["lock"] = lock
-    if folder.exists():  # of an earlier run of the same sweep: what it has made is in the cache
+    if folder.exists():  # of an earlier run of the same sweep: its results are in the cache
         old = folder.rename(root / f".{os.getpid()}.old")
         shutil.rmtree(old, ignore_errors=True)
     folder.mkdir()
@@ -86,10 +88,15 @@ def start(config: DictConfig) -> None:
 
     overrides = without_unstaged(sweep_overrides(config))
     name = "sweep of " + (" × ".join(swept_keys(config)) or "one job")
-    run_id = open_parent(key, name, project, overrides)
-    threads = _threads(config, len(jobs))
     SweepRecord(
-        key, name, str(project), str(cache_folder(project)), swept_keys(config), run_id, threads
+        key=key,
+        name=name,
+        project=str(project),
+        cache=str(cache_folder(project)),
+        swept=swept_keys(config),
+        run_id=open_parent(key, name, project, overrides),
+        threads=_threads(config, len(jobs)),
+        gpus=_gpus(config, len(jobs)),
     ).write(folder)
     _running["folder"] = folder  # from here on there is something to conclude
     _set_folder(config, folder)
@@ -97,7 +104,7 @@ def start(config: DictConfig) -> None:
 
 @contextmanager
 def concluding() -> Iterator[None]:
-    """Around the sweep: at its end, however it comes, compare the jobs and set the exit code."""
+    """Around the sweep: at its end, or when it is stopped, compare the jobs; set the exit code."""
     code: Any = 0
     try:
         yield
@@ -111,13 +118,13 @@ def concluding() -> Iterator[None]:
 
 
 def _conclude(folder: Path, code: Any) -> Any:
-    """Tell how the sweep went, in the terminal, in `sweep.html` and in MLflow; the exit code."""
+    """Summarize the sweep in the terminal, in `sweep.html` and in MLflow; return the exit code."""
     from rich.console import Console
 
     from loradag.comparison.ranking import by_rank, settings, winner
+    from loradag.planning.grid import promote_command
     from loradag.reporting.sweep_page import sweep_page
     from loradag.reporting.sweep_tables import job_table, seed_table
-    from loradag.sweeps.grid import promote_command
     from loradag.sweeps.mlflow_runs import close_parent
 
     sweep, jobs = SweepRecord.read(folder), read_jobs(folder)
@@ -138,10 +145,10 @@ def _conclude(folder: Path, code: Any) -> Any:
         console.print(f"[red]#{job.number} {job.name} failed:[/red]", escape(str(job.failure)))
     console.print(f"Page: {page.name}; records: {folder.relative_to(sweep.project)}")
     if command:
-        console.print("Promote the best job to the project (only its report runs):")
+        console.print("Promote the best job (merge and export run; the rest is in the cache):")
         console.print(f"  {command}", markup=False)
     if code == 130:
-        console.print("Stopped. The same command goes on: what has run is in the cache.")
+        console.print("Stopped. The same command continues: what has run is in the cache.")
     status = "KILLED" if code == 130 else "FAILED" if failed or code else "FINISHED"
     try:
         close_parent(sweep, jobs, [page, folder / "jobs.csv", *folder.glob("*/job.json")], status)
@@ -164,33 +171,54 @@ def _report_problems(jobs: list[Job]) -> None:
     log.warning("\n".join([*lines, "They will count as failed; the others run."]))
 
 
-def _key(config: DictConfig, sources: str) -> str:
-    """A hash of all that the sweep is, so that the same command finds the same sweep again."""
+def _hash_inputs(jobs: list[Job], config: DictConfig, project: Path) -> dict[str, str]:
+    """The hashes of the users' own rows and models that jobs read, by path."""
+    fixed = {"inputs": OmegaConf.to_container(config.inputs, resolve=True)}  # of a search
+    hashes: dict[str, str] = {}
+    pipeline = Pipeline(project, cache_folder(project))
+    for params in [job.params for job in jobs if not job.problems] or [fixed]:
+        sources = pipeline.sources(params)
+        hashes |= {path: pipeline.hash_source(path)
+                   for path in params["inputs"].values() if path in sources}  # fmt: skip
+    return hashes
+
+
+def _key(config: DictConfig, sources: str, inputs: Mapping[str, str]) -> str:
+    """A hash of all that determines the sweep's results, so that the same command continues it."""
     container: Any = OmegaConf.to_container(config)
     params = {k: v for k, v in container.items() if k not in (*UNSTAGED, "hydra")}
     overrides = without_unstaged(list(config.hydra.overrides.task))
     until = container["sweep"]["until"]
-    content = [params, until, container["hydra"]["sweeper"], overrides, sources]
+    content = [params, until, container["hydra"]["sweeper"], overrides, sources, inputs]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _threads(config: DictConfig, jobs: int) -> int | None:
-    """Threads for each of the jobs that run at once on one machine; None: as configured."""
-    if os.environ.get("LORADAG_THREADS") or config.runtime.threads is not None:
-        return None
-    launcher, cores = config.hydra.launcher, os.cpu_count() or 1
+def _jobs_at_once(config: DictConfig, jobs: int) -> int | None:
+    """How many jobs run at once on this machine; None: they run elsewhere, or one by one."""
+    launcher = config.hydra.launcher
     batch = jobs or config.hydra.sweeper.get("n_jobs", 1)
     if "joblib" in launcher._target_:
-        at_once = min(cores if launcher.n_jobs < 0 else launcher.n_jobs, batch)
-    elif "LocalLauncher" in launcher._target_:
-        at_once = batch
-    else:
+        return min((os.cpu_count() or 1) if launcher.n_jobs < 0 else launcher.n_jobs, batch)
+    return batch if "LocalLauncher" in launcher._target_ else None
+
+
+def _threads(config: DictConfig, jobs: int) -> int | None:
+    """Threads for each of the jobs that run at once on this machine; None: as configured."""
+    at_once = _jobs_at_once(config, jobs)
+    if at_once is None or os.environ.get("LORADAG_THREADS") or config.runtime.threads is not None:
         return None
-    return max(1, cores // max(1, at_once))
+    return max(1, (os.cpu_count() or 1) // max(1, at_once))
+
+
+def _gpus(config: DictConfig, jobs: int) -> list[str]:
+    """The GPUs for jobs that run at once on this machine, one for each job."""
+    if (_jobs_at_once(config, jobs) or 1) == 1 or config.runtime.device == "cpu":
+        return []
+    return visible_gpus()
 
 
 def _set_folder(config: DictConfig, folder: Path) -> None:
-    """Tell Hydra the sweep's folder, here and where a job composes its config anew."""
+    """Set the sweep's folder for Hydra, here and where a job composes its config anew."""
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.sweep.dir = str(folder)
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")

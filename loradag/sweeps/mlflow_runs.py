@@ -9,7 +9,7 @@ from pathlib import Path
 
 from loradag.comparison.job_records import JOB, JobRecord, SweepRecord
 from loradag.config.problems import LoradagError
-from loradag.sweeps.grid import without_unstaged
+from loradag.planning.grid import without_unstaged
 from loradag.tracking.store import create_run, open_store, reason, shown_uri, store_uri
 
 SWEEP_TAG = "sweep.key"  # on the parent
@@ -18,7 +18,7 @@ JOB_TAG = "sweep.job"  # on a child: the sweep's key and a hash of the job's ove
 
 def open_parent(key: str, name: str, project: Path, overrides: list[str]) -> str:
     """The id of the sweep's run: the one of the same key, continued, or a new one."""
-    with _told(project):
+    with _clear_errors(project):
         client, experiment = open_store(project)
         found = client.search_runs([experiment], f"tags.`{SWEEP_TAG}` = '{key}'")
         if found:
@@ -32,7 +32,7 @@ def open_child(sweep: SweepRecord, job: JobRecord) -> None:
     """Give `job` its run: that of an earlier try of the same job, or a new one."""
     this = hashlib.sha256("\n".join(sorted(without_unstaged(job.overrides))).encode()).hexdigest()
     tag = f"{sweep.key}/{this}"
-    with _told(Path(sweep.project)):
+    with _clear_errors(Path(sweep.project)):
         client, experiment = open_store(Path(sweep.project))
         found = client.search_runs([experiment], f"tags.`{JOB_TAG}` = '{tag}'")
         if not found:
@@ -50,7 +50,7 @@ def open_child(sweep: SweepRecord, job: JobRecord) -> None:
 
 
 def close_child(sweep: SweepRecord, job: JobRecord) -> None:
-    with _told(Path(sweep.project)):
+    with _clear_errors(Path(sweep.project)):
         client, _ = open_store(Path(sweep.project))
         # A stage that an earlier try of this job ran is in the cache by now, and yet it ran here.
         for stage in job.ran_before:
@@ -61,7 +61,7 @@ def close_child(sweep: SweepRecord, job: JobRecord) -> None:
 
 def close_parent(sweep: SweepRecord, jobs: list[JobRecord], files: list[Path], status: str) -> None:
     """Put the comparison on the sweep's run and end it."""
-    with _told(Path(sweep.project)):
+    with _clear_errors(Path(sweep.project)):
         client, _ = open_store(Path(sweep.project))
         for file in files:
             folder = f"jobs/{file.parent.name}" if file.name == JOB else None
@@ -76,7 +76,7 @@ def close_parent(sweep: SweepRecord, jobs: list[JobRecord], files: list[Path], s
 
 
 @contextmanager
-def _told(project: Path) -> Iterator[None]:
+def _clear_errors(project: Path) -> Iterator[None]:
     """MLflow's errors in one line."""
     import requests
     from mlflow.exceptions import MlflowException
@@ -87,6 +87,6 @@ def _told(project: Path) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, requests.RequestException) as error:
         raise LoradagError(
             f"MLflow at {shown_uri(store_uri(project))} does not take the sweep: {reason(error)}. "
-            "Mend that, or set MLFLOW_TRACKING_URI to another store, and run the sweep again: "
+            "Fix that, or set MLFLOW_TRACKING_URI to another store, and run the sweep again: "
             "what has run is in the cache."
         ) from error

@@ -119,7 +119,7 @@ def _link_inputs(folder: Path, project: Path, params: dict[str, Any]) -> None:
             continue
         if not Path(os.path.normpath(link)).is_relative_to(folder):
             raise LoradagError(
-                f"{key} = {str(path)!r}: lies outside the project, so it means another "
+                f"{key} = {str(path)!r}: is outside of the project, so it means another "
                 "place in each job's workspace. Give it as an absolute path."
             )
         if (project / path).exists() and not link.exists():

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from loradag.config.problems import LoradagError
 from loradag.runtime import Paths
 from loradag.runtime.report_keys import Reports
+from loradag.tracking.datasets import dataset_inputs
 from loradag.tracking.flattening import flat_metrics
 from loradag.tracking.live import close_run, log_points, open_run, without_logged
 from loradag.tracking.registry import register, registry_tags
@@ -107,6 +108,7 @@ def _log(
             if not (key.startswith("stage.") and run.data.tags.get(key) == "ran")
         ],
     )
+    client.log_inputs(run_id, dataset_inputs(params, reports, tags.get("data")))
     if "mlflow.parentRunId" not in run.data.tags:  # a sweep has named its children itself
         client.update_run(run_id, name=name)
     log_points(client, run_id, without_logged(client, run_id, curves))

@@ -51,7 +51,7 @@ def add_adapter(
     state: Path,
     layers: dict[Any, Any] | None = None,
 ) -> Any:
-    """`model` with a fresh adapter on it, only the adapter trainable.
+    """`model` with an adapter on it, fresh or that of `adapter.start`; only it is trainable.
 
     Args:
         weights: folder of the base's full-precision weights; loftq starts from them.
@@ -59,9 +59,12 @@ def add_adapter(
         layers: of a layer's class, the class that adapts it, where it is not peft's own.
 
     Raises:
-        LoradagError: the target modules or the modules to save are not in the model.
+        LoradagError: the target modules or the modules to save are not in the model, or the adapter
+            of `adapter.start` is not of the form that `adapter` describes.
     """
     from peft import get_peft_model
+
+    from loradag.compat.peft import register_layers
 
     names = {name for name, _ in model.named_modules()}
     for module in adapter.modules_to_save or []:
@@ -71,7 +74,7 @@ def add_adapter(
                 "Name one that it has, such as lm_head or embed_tokens, or set it to null."
             )
     config = lora_config(adapter)
-    config._register_custom_module(layers or {})
+    register_layers(config, layers or {})
     try:
         tuned = get_peft_model(model, config)
     except ValueError as error:
@@ -79,6 +82,8 @@ def add_adapter(
             f"adapter.target_modules = {adapter.target_modules!r}: {error} "
             'Use "all-linear", or names that the model has.'
         ) from error
+    if adapter.start is not None:
+        _continue_from(tuned, Path(adapter.start).expanduser())
     if adapter.variant == "loftq":
         _start_from_error(tuned, weights)
     if adapter.variant == "pissa":
@@ -104,6 +109,45 @@ def save_adapter(tuned: Any, folder: Path, state: Path, base: str) -> None:
     tuned.save_pretrained(folder, **options)
     (folder / "README.md").unlink(missing_ok=True)
     _sort_config(folder / "adapter_config.json", base)
+
+
+def _continue_from(tuned: Any, folder: Path) -> None:
+    """Load the adapter in `folder` into the fresh one of `tuned`, which must have its form."""
+    from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise LoradagError(
+            f"adapter.start = '{folder}': no adapter_model.safetensors there. Name a folder that "
+            "holds an adapter, such as a copy of artifacts/adapter."
+        )
+    saved, config = LoraConfig.from_pretrained(folder), tuned.peft_config["default"]
+    differing = [
+        f"{key} = {getattr(saved, name)}, and adapter.{key} = {getattr(config, name)}"
+        for key, name in (("r", "r"), ("alpha", "lora_alpha"), ("bias", "bias"))
+        if getattr(saved, name) != getattr(config, name)
+    ]
+    differing += [
+        f"{name} = {getattr(saved, name)}, and adapter.variant makes it {getattr(config, name)}"
+        for name in ("use_rslora", "use_dora")
+        if getattr(saved, name) != getattr(config, name)
+    ]
+    state = load_file(weights)
+    names = state.keys() ^ get_peft_model_state_dict(tuned).keys()
+    if names and not differing:
+        differing.append(f"other layers: only one of the two has {min(names)}")
+    if differing:
+        raise LoradagError(
+            f"adapter.start = '{folder}' has {'; '.join(differing)}. Set the section adapter to "
+            "what it was trained with."
+        )
+    try:
+        set_peft_model_state_dict(tuned, state)
+    except RuntimeError as error:
+        raise LoradagError(
+            f"adapter.start = '{folder}' was trained on a model of another shape: {error}"
+        ) from error
 
 
 def _start_from_error(tuned: Any, weights: Path) -> None:

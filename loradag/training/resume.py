@@ -22,19 +22,26 @@ LIBRARIES = (
 )  # fmt: skip
 
 
-def training_key(paths: Paths, options: Any, code: Path = Path(__file__).parents[2]) -> str:
+def training_key(
+    paths: Paths, options: Any, start: str | None = None, code: Path = Path(__file__).parents[2]
+) -> str:
     """A hash of all that shapes a training's result; 16 hexadecimal digits.
 
     That is `options` (plain containers: params, resolved dtype, device), the contents of the
     input files, the code that `dvc.yaml` declares for the stage, and the libraries' versions.
 
     Args:
+        start: the folder of an adapter that is continued.
         code: the folder of `dvc.yaml` and of the code that runs.
     """
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for name in LIBRARIES:
         digest.update(f"{name}=={importlib.metadata.version(name)}\0".encode())
-    for root, files in ((code, code_files(code)), (paths.root, _input_files(paths))):
+    sources = [(code, code_files(code)), (paths.root, _input_files(paths))]
+    if start is not None:
+        folder = Path(start).expanduser()
+        sources.append((folder, sorted(path for path in folder.rglob("*") if path.is_file())))
+    for root, files in sources:
         for path in files:
             digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
             with path.open("rb") as file:

@@ -5,7 +5,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from loradag.compat.hydra import apply_overrides
-from loradag.sweeps.grid import composer
+from loradag.planning.grid import composer
 
 CHANGED = "Hydra sets values in another way now; adapt loradag/compat/hydra.py"
 

@@ -24,10 +24,10 @@ def lora_gradients(model):
 
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric", "dynamic_w8a8", "static_w8a8"])
 def test_lora_trains_as_on_the_dequantised_weights(scheme, tiny_base, tmp_path):
-    chosen, constants = options(scheme), None
+    chosen, qparams = options(scheme), None
     if scheme == "static_w8a8":
-        constants = calibrate(tiny_base, tmp_path, ROWS, chosen)
-    quantize_checkpoint(tiny_base, tmp_path, chosen, constants)
+        qparams = calibrate(tiny_base, tmp_path, ROWS, chosen)
+    quantize_checkpoint(tiny_base, tmp_path, chosen, qparams)
     loaded = load_model(tmp_path, torch.float32)
     assert loaded.hf_quantizer.is_trainable
     restored = dict(dequantized(tmp_path))
@@ -51,10 +51,10 @@ def test_weights_compute_in_the_models_dtype(tiny_base, tmp_path):
 
 @pytest.mark.parametrize("scheme", ["dynamic_w8a8", "static_w8a8"])
 def test_the_layer_computes_what_torchaos_integer_product_does(scheme, tiny_base, tmp_path):
-    chosen, constants = options(scheme), None
+    chosen, qparams = options(scheme), None
     if scheme == "static_w8a8":
-        constants = calibrate(tiny_base, tmp_path, ROWS, chosen)
-    quantize_checkpoint(tiny_base, tmp_path, chosen, constants)
+        qparams = calibrate(tiny_base, tmp_path, ROWS, chosen)
+    quantize_checkpoint(tiny_base, tmp_path, chosen, qparams)
     layer = load_model(tmp_path, torch.float32).model.layers[0].mlp.up_proj
     inputs = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0)) * 0.5
     expected = torch.nn.functional.linear(inputs, layer.weight)

@@ -43,10 +43,10 @@ def made(tiny_base, tmp_path_factory):
         model.save_pretrained(paths.base)
         paths.quantized.mkdir(parents=True)
         if scheme != "none":
-            chosen, constants = options(scheme), None
+            chosen, qparams = options(scheme), None
             if scheme == "static_w8a8":
-                constants = calibrate(paths.base, paths.quantized, ROWS, chosen)
-            quantize_checkpoint(paths.base, paths.quantized, chosen, constants)
+                qparams = calibrate(paths.base, paths.quantized, ROWS, chosen)
+            quantize_checkpoint(paths.base, paths.quantized, chosen, qparams)
         # Of all kinds: a magnitude of dora, and a module trained in full.
         tuned = get_peft_model(
             model,

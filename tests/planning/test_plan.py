@@ -10,26 +10,26 @@ from tests.sweeps.conftest import toy as toy
 
 def test_the_plan_is_what_then_runs(toy: Toy) -> None:
     grid = ("adapter.r=4,8", "quantize=nf4,int8")
-    code, said = toy.run("stages.plan", "-m", *grid)
-    assert code == 0, said
-    assert "15 stage runs of 20: prepare 1, quantize 2, train 4, evaluate 4, report 4." in said
+    code, output = toy.run("stages.plan", "-m", *grid)
+    assert code == 0, output
+    assert "15 stage runs of 20: prepare 1, quantize 2, train 4, evaluate 4, report 4." in output
     assert not toy.ran()
     assert toy.sweep(*grid)[0] == 0
     assert sum(toy.ran().values()) == 15
-    _, said = toy.run("stages.plan", "-m", "adapter.r=4,8,16", "quantize=nf4,int8")
-    assert "10 stage runs of 30: train 2, evaluate 2, report 6." in said
-    _, said = toy.run("stages.plan", "adapter.r=8", "quantize=int8")
-    assert "3 stage runs of 7: merge 1, export 1, report 1." in said
+    _, output = toy.run("stages.plan", "-m", "adapter.r=4,8,16", "quantize=nf4,int8")
+    assert "10 stage runs of 30: train 2, evaluate 2, report 6." in output
+    _, output = toy.run("stages.plan", "adapter.r=8", "quantize=int8")
+    assert "3 stage runs of 7: merge 1, export 1, report 1." in output
 
 
-def test_a_broken_rule_and_an_unknown_key_are_told(toy: Toy) -> None:
-    code, said = toy.run("stages.plan", "adapter.r=0")
+def test_a_broken_rule_and_an_unknown_key_are_reported(toy: Toy) -> None:
+    code, output = toy.run("stages.plan", "adapter.r=0")
     assert code == 1
-    assert "adapter.r = 0: must be from 1 to 4096" in said
-    code, said = toy.run("stages.plan", "-m", "adapter.r=4,8", "adapter.rank=4")
+    assert "adapter.r = 0: must be from 1 to 4096" in output
+    code, output = toy.run("stages.plan", "-m", "adapter.r=4,8", "adapter.rank=4")
     assert code == 1
-    assert "adapter.rank" in said
-    assert "Traceback" not in said
+    assert "adapter.rank" in output
+    assert "Traceback" not in output
 
 
 def test_the_plan_imports_nothing_heavy() -> None:

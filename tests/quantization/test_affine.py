@@ -120,10 +120,10 @@ def test_packed_bits_are_told_apart_from_stored_ones():
 
 
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
-def test_levels_hold_every_weight_of_the_first_block(scheme):
+def test_the_codebook_has_every_weight_of_the_first_block(scheme):
     stored = schemes.encode("x.weight", weights("normal"), options(scheme))
     restored = schemes.decode("x.weight", stored.tensors, stored.metadata)
-    levels = schemes.levels("x.weight", stored, restored, options(scheme))
-    distance = (restored[0, :32, None] - levels).abs().amin(1)
-    assert len(levels) == (15 if scheme == "symmetric" else 16)
+    codebook = schemes.codebook("x.weight", stored, restored, options(scheme))
+    distance = (restored[0, :32, None] - codebook).abs().amin(1)
+    assert len(codebook) == (15 if scheme == "symmetric" else 16)
     assert distance.max() < 1e-7

@@ -92,14 +92,14 @@ def test_nf4_loses_least_on_normal_weights():
 
 
 @pytest.mark.parametrize("scheme", ["nf4", "fp4", "int8"])
-def test_levels_hold_every_weight_of_the_first_block(scheme):
+def test_the_codebook_has_every_weight_of_the_first_block(scheme):
     weight = weights("normal")
     restored, stored = round_trip(weight, options(scheme))
-    levels = schemes.levels("x.weight", stored, restored, options(scheme))
-    distance = (restored[0, :64, None] - levels).abs().amin(1)
+    codebook = schemes.codebook("x.weight", stored, restored, options(scheme))
+    distance = (restored[0, :64, None] - codebook).abs().amin(1)
     assert distance.max() < 1e-6
 
 
 def test_int8_refuses_what_float16_cannot_hold():
-    with pytest.raises(LoradagError, match="beyond float16"):
+    with pytest.raises(LoradagError, match="beyond the range of float16"):
         schemes.encode("x.weight", weights("huge"), options("int8"))

@@ -7,7 +7,7 @@ from torchao.quantization import Int8Tensor
 
 from loradag.config.problems import LoradagError
 from loradag.quantization import affine
-from loradag.quantization.calibration import Observer, determine, read_rows
+from loradag.quantization.calibration import Observer, choose_qparams, read_rows
 from tests.quantization.options import options, weights
 
 
@@ -21,7 +21,7 @@ def inputs(seed: int = 0) -> torch.Tensor:
 def observed(chosen, *shown):
     observer = Observer(chosen)
     for values in shown:
-        observer.show(values)
+        observer.observe(values)
     return observer.range()
 
 
@@ -46,18 +46,18 @@ def test_channels_have_ranges_of_their_own():
 
 
 @pytest.mark.parametrize("zero_point", [True, False])
-def test_constants_follow_the_formula(zero_point):
+def test_qparams_follow_the_formula(zero_point):
     chosen = options("static_w8a8", activation_zero_point=zero_point)
     low, high = observed(chosen, inputs())
-    constants = determine(low, high, chosen)
+    qparams = choose_qparams(low, high, chosen)
     lowest, highest = low.item(), high.item()
     if zero_point:
         scale = (highest - lowest) / 255
-        assert constants.zero_point.item() == -128 - round(lowest / scale)
+        assert qparams.zero_point.item() == -128 - round(lowest / scale)
     else:
         scale = max(-lowest, highest) / 127
-        assert constants.zero_point is None
-    assert constants.scale.item() == pytest.approx(scale, rel=1e-6)
+        assert qparams.zero_point is None
+    assert qparams.scale.item() == pytest.approx(scale, rel=1e-6)
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
@@ -70,14 +70,14 @@ def test_the_layer_computes_what_the_formula_says(granularity, zero_point):
         activation_zero_point=zero_point and granularity == "tensor",
     )
     x, weight = inputs(), weights("normal")
-    constants = determine(*observed(chosen, x), chosen)
-    quantized = affine.quantize_for_integers(weight, chosen, constants)
+    qparams = choose_qparams(*observed(chosen, x), chosen)
+    quantized = affine.quantize_for_integers(weight, chosen, qparams)
     assert isinstance(quantized, Int8Tensor)
     got = torch.nn.functional.linear(x, quantized)
-    fold = 1 if constants.fold is None else constants.fold.double()
-    shift = 0 if constants.zero_point is None else constants.zero_point.double()
-    scale = constants.scale.double()
-    codes = ((x.double() / fold / scale).round() + shift).clamp(-128, 127)
+    smoothing = 1 if qparams.smoothing_scale is None else qparams.smoothing_scale.double()
+    shift = 0 if qparams.zero_point is None else qparams.zero_point.double()
+    scale = qparams.scale.double()
+    codes = ((x.double() / smoothing / scale).round() + shift).clamp(-128, 127)
     products = (scale * (codes - shift)) @ (quantized.scale * quantized.qdata).double().T
     assert torch.allclose(got.double(), products, atol=2e-3)
     exact = x @ weight.T

@@ -27,10 +27,10 @@ BNB = {
 def made(request, tiny_base, tmp_path_factory):
     """(scheme, folder, report) of the tiny base quantised."""
     folder = tmp_path_factory.mktemp(request.param)
-    chosen, constants = options(request.param), None
+    chosen, qparams = options(request.param), None
     if request.param == "static_w8a8":
-        constants = calibrate(tiny_base, folder, ROWS, chosen)
-    return request.param, folder, quantize_checkpoint(tiny_base, folder, chosen, constants)
+        qparams = calibrate(tiny_base, folder, ROWS, chosen)
+    return request.param, folder, quantize_checkpoint(tiny_base, folder, chosen, qparams)
 
 
 def equal(ours, theirs):
@@ -63,10 +63,10 @@ def test_loaded_again_every_bit_is_the_same(made):
 
 def test_two_runs_write_the_same_bytes(made, tiny_base, tmp_path):
     scheme, folder, _ = made
-    constants = None
+    qparams = None
     if scheme == "static_w8a8":
-        constants = calibrate(tiny_base, tmp_path, ROWS, options(scheme))
-    quantize_checkpoint(tiny_base, tmp_path, options(scheme), constants)
+        qparams = calibrate(tiny_base, tmp_path, ROWS, options(scheme))
+    quantize_checkpoint(tiny_base, tmp_path, options(scheme), qparams)
     for file in sorted(folder.iterdir()):
         assert file.read_bytes() == (tmp_path / file.name).read_bytes(), file.name
 

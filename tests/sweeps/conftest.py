@@ -39,10 +39,10 @@ class Toy:
         )
 
     def run(self, module: str, *arguments: str, **environment: str) -> tuple[int, str]:
-        """Run `python -m module arguments`; its exit code and what it said."""
+        """Run `python -m module arguments`; its exit code and its output."""
         process = self.start(module, *arguments, **environment)
-        said, _ = process.communicate(timeout=600)
-        return process.returncode, said
+        output, _ = process.communicate(timeout=600)
+        return process.returncode, output
 
     def sweep(self, *arguments: str, **environment: str) -> tuple[int, str]:
         return self.run("stages.sweep", "-m", *arguments, **environment)

@@ -23,8 +23,8 @@ import yaml
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
-from loradag.sweeps.job_records import JobRecord
 
+from loradag.comparison.job_records import JobRecord
 from loradag.config.composition import compose, write_params
 from tests.repository import copy_project
 from tests.sweeps import toy
@@ -245,12 +245,12 @@ class Differential(RuleBasedStateMachine):
 
     @rule(clone=CHOICE, rank=CHOICE, scheme=CHOICE)
     def run_experiment(self, clone: int, rank: int, scheme: int) -> None:
-        there = self.clones[clone]
-        overrides = [*there.base, f"adapter.r={there.ranks[rank]}"]
-        overrides.append(f"quantize={there.schemes[scheme]}")
-        there.run("dvc", "exp", "run", *(word for o in overrides for word in ("-S", o)))
-        assert (there.root / "params.yaml").read_text() == composed(*overrides)
-        there.check_run()
+        chosen = self.clones[clone]
+        overrides = [*chosen.base, f"adapter.r={chosen.ranks[rank]}"]
+        overrides.append(f"quantize={chosen.schemes[scheme]}")
+        chosen.run("dvc", "exp", "run", *(word for o in overrides for word in ("-S", o)))
+        assert (chosen.root / "params.yaml").read_text() == composed(*overrides)
+        chosen.check_run()
 
     @rule(clone=CHOICE, rank=CHOICE, seed=CHOICE)
     def edit_params_and_repro(self, clone: int, rank: int, seed: int) -> None:
@@ -284,18 +284,18 @@ class Differential(RuleBasedStateMachine):
 
     @rule(clone=CHOICE, ranks=SUBSETS, scheme=CHOICE, parallel=st.booleans())
     def sweep(self, clone: int, ranks: list[int], scheme: int, parallel: bool) -> None:
-        there = self.clones[clone]
-        there.ran()
-        process = self._start_sweep(there, ranks, scheme, parallel)
-        there.check_sweep(process, len(ranks))
+        chosen = self.clones[clone]
+        chosen.ran()
+        process = self._start_sweep(chosen, ranks, scheme, parallel)
+        chosen.check_sweep(process, len(ranks))
 
     @rule(clone=CHOICE, stages=st.integers(1, 4), scheme=CHOICE)
     def kill_a_sweep(self, clone: int, stages: int, scheme: int) -> None:
-        """Once it has started so many stages, if it gets there."""
-        there = self.clones[clone]
-        there.ran()
-        process = self._start_sweep(there, [0, 1], scheme, parallel=True, TOY_SECONDS="1")
-        while process.poll() is None and there.started() < stages:
+        """Once it has started so many stages, if it gets that far."""
+        chosen = self.clones[clone]
+        chosen.ran()
+        process = self._start_sweep(chosen, [0, 1], scheme, parallel=True, TOY_SECONDS="1")
+        while process.poll() is None and chosen.started() < stages:
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
@@ -313,8 +313,8 @@ class Differential(RuleBasedStateMachine):
     def _start_sweep(
         clone: Clone, ranks: list[int], scheme: int, parallel: bool, **environment: str
     ) -> subprocess.Popen[str]:
-        chosen = [clone.ranks[rank] for rank in ranks]
-        return clone.start_sweep(chosen, clone.schemes[scheme], parallel, **environment)
+        values = [clone.ranks[rank] for rank in ranks]
+        return clone.start_sweep(values, clone.schemes[scheme], parallel, **environment)
 
 
 class RealDifferential(Differential):

@@ -1,9 +1,12 @@
 import os
+from pathlib import Path
 
 import pytest
 
-from loradag.sweeps.grid import composer
-from loradag.sweeps.lifecycle import _key, _threads
+from loradag.planning.grid import composer, expand
+from loradag.sweeps.lifecycle import _hash_inputs, _key, _threads
+
+ROOT = Path(__file__).parents[2]
 
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"]
 
@@ -33,9 +36,26 @@ def test_jobs_at_once_divide_the_threads(
 def test_a_sweep_is_known_by_what_can_change_its_outputs() -> None:
     with composer() as compose:
 
-        def key(*overrides: str, sources: str = "code") -> str:
-            return _key(compose.master(["adapter.r=4,8", *overrides]), sources)
+        def key(*overrides: str, sources: str = "code", **inputs: str) -> str:
+            return _key(compose.master(["adapter.r=4,8", *overrides]), sources, inputs)
 
         assert key() == key("sweep.keep=all") == key(*JOBLIB) == key("runtime.threads=2")
-        others = [key("adapter.alpha=8"), key("seed=1,2"), key(sources="edited")]
-        assert len({key(), *others}) == 4
+        others = [key("adapter.alpha=8"), key("seed=1,2"), key("sweep.until=export")]
+        others += [key(sources="edited"), key(rows="edited")]
+        assert len({key(), *others}) == 6
+
+
+def test_edited_rows_make_another_sweep(tmp_path: Path) -> None:
+    for name in ("dvc.yaml", "loradag", "stages"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / "rows.jsonl").write_text("{}")
+    with composer() as compose:
+        own = ["prepare=file", "prepare.path=rows.jsonl", "prepare.eval_fraction=0.1"]
+        config = compose.master([*own, "adapter.r=4,8"])
+        jobs = expand(compose, config)
+    before = _hash_inputs(jobs, config, tmp_path)
+    assert "rows.jsonl" in before
+    (tmp_path / "rows.jsonl").write_text("{} ")
+    after = _hash_inputs(jobs, config, tmp_path)
+    assert {path for path in before if before[path] != after[path]} == {"rows.jsonl"}

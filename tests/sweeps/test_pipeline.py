@@ -19,11 +19,11 @@ PARALLEL = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 class Counted(Repository):
     """A repository that counts the stages which run in it."""
 
-    def __init__(self, root: Path, beside: Path) -> None:
+    def __init__(self, root: Path, counting: Path) -> None:
         super().__init__(root)
-        self.log = beside / "log"
-        count_stages(beside)
-        self.environment |= {"PYTHONPATH": str(beside), "COUNTED": str(self.log)}
+        self.log = counting / "log"
+        count_stages(counting)
+        self.environment |= {"PYTHONPATH": str(counting), "COUNTED": str(self.log)}
 
     def sweep(self, *overrides: str) -> str:
         return self.run(sys.executable, "-m", "stages.sweep", "-m", *QUICK, *overrides)
@@ -37,9 +37,9 @@ class Counted(Repository):
 
 @pytest.fixture
 def counted(tmp_path: Path) -> Counted:
-    for name in ("project", "beside"):
+    for name in ("project", "counting"):
         (tmp_path / name).mkdir()
-    return Counted(tmp_path / "project", tmp_path / "beside")
+    return Counted(tmp_path / "project", tmp_path / "counting")
 
 
 def cold(jobs: int, quants: int) -> dict[str, int]:

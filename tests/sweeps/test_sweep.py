@@ -16,15 +16,15 @@ PARALLEL = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 
 def test_every_distinct_input_runs_once(toy: Toy) -> None:
     grid = ("adapter.r=4,8", "quantize=nf4,int8")
-    code, said = toy.sweep(*grid, *PARALLEL)
-    assert code == 0, said
+    code, output = toy.sweep(*grid, *PARALLEL)
+    assert code == 0, output
     cold = {"prepare": 1, "quantize": 2, "train": 4, "evaluate": 4, "report": 4}
     assert toy.ran() == cold  # in parallel from a cold cache
     assert not list(toy.root.glob("multirun/*/*/workspace"))
     assert (toy.root / "sweep.html").exists()
 
-    code, said = toy.sweep(*grid, "sweep.keep=all")
-    assert code == 0, said
+    code, output = toy.sweep(*grid, "sweep.keep=all")
+    assert code == 0, output
     assert toy.ran() == {"report": 4}  # warm
     linked = [
         path.stat().st_nlink for path in toy.root.glob("multirun/*/*/workspace/artifacts/*/*")
@@ -40,21 +40,21 @@ def test_every_distinct_input_runs_once(toy: Toy) -> None:
     assert swept == {("4", "nf4"), ("4", "int8"), ("8", "nf4"), ("8", "int8")}
     assert {run.info.status for run in children} == {"FINISHED"}
 
-    code, said = toy.sweep("adapter.r=4,8,16", "quantize=nf4,int8")
+    code, output = toy.sweep("adapter.r=4,8,16", "quantize=nf4,int8")
     assert toy.ran() == {"train": 2, "evaluate": 2, "report": 6}  # a rank more
 
-    command = re.search(r"python -m conf (.+) && dvc repro", said)
-    assert command, said
+    command = re.search(r"python -m conf (.+) && dvc repro", output)
+    assert command, output
     assert command[1] == "adapter.r=16 quantize=int8"
     assert toy.run("conf", *command[1].split())[0] == 0
     assert toy.run("dvc", "repro")[0] == 0
     assert toy.ran() == {"merge": 1, "export": 1, "report": 1}  # the rest comes from the cache
 
 
-def test_a_failed_job_is_told_and_only_it_runs_again(toy: Toy) -> None:
-    code, said = toy.sweep("adapter.r=4,8,16", "sweep.keep=failed", TOY_FAILS_AT="8")
+def test_a_failed_job_is_reported_and_only_it_runs_again(toy: Toy) -> None:
+    code, output = toy.sweep("adapter.r=4,8,16", "sweep.keep=failed", TOY_FAILS_AT="8")
     assert code == 1
-    assert "#1 adapter.r=8 failed: train: out of memory. Lower train.batch_size." in said
+    assert "#1 adapter.r=8 failed: train: out of memory. Lower train.batch_size." in output
     assert toy.ran() == {"prepare": 1, "quantize": 1, "train": 3, "evaluate": 2, "report": 2}
     kept = list(toy.root.glob("multirun/*/*/workspace"))
     assert [path.parent.name for path in kept] == ["1"]
@@ -62,15 +62,15 @@ def test_a_failed_job_is_told_and_only_it_runs_again(toy: Toy) -> None:
     assert [run.info.status for run in parents] == ["FAILED"]
     assert sorted(run.info.status for run in children) == ["FAILED", "FINISHED", "FINISHED"]
 
-    code, said = toy.sweep("adapter.r=4,8,16", "sweep.keep=failed")
-    assert code == 0, said
+    code, output = toy.sweep("adapter.r=4,8,16", "sweep.keep=failed")
+    assert code == 0, output
     assert toy.ran() == {"train": 1, "evaluate": 1, "report": 3}
     parents, children = toy.runs()
     assert [run.info.status for run in parents] == ["FINISHED"]
     assert [run.info.status for run in children] == ["FINISHED"] * 3
 
 
-def test_a_killed_sweep_goes_on_where_it_was(toy: Toy) -> None:
+def test_a_killed_sweep_continues_where_it_was(toy: Toy) -> None:
     process = toy.start("stages.sweep", "-m", "adapter.r=4,8", *PARALLEL, TOY_SECONDS="8")
     _wait_for(toy.log, "train", times=2)
     os.kill(process.pid, signal.SIGKILL)
@@ -80,50 +80,50 @@ def test_a_killed_sweep_goes_on_where_it_was(toy: Toy) -> None:
 
     time.sleep(3)  # its stages end with it: no evaluate comes
     assert not toy.ran()
-    code, said = toy.sweep("adapter.r=4,8")
-    assert code == 0, said
+    code, output = toy.sweep("adapter.r=4,8")
+    assert code == 0, output
     assert toy.ran() == {"train": 2, "evaluate": 2, "report": 2}
     parents, children = toy.runs()
     assert (len(parents), len(children)) == (1, 2)
 
 
-def test_jobs_that_break_a_rule_are_told_before_anything_runs(toy: Toy) -> None:
-    code, said = toy.sweep("adapter=lora,pissa", "quantize=nf4,none")
+def test_jobs_that_break_a_rule_are_listed_before_anything_runs(toy: Toy) -> None:
+    code, output = toy.sweep("adapter=lora,pissa", "quantize=nf4,none")
     assert code == 1
-    before = said[: said.index("Launching")]
+    before = output[: output.index("Launching")]
     assert "1 of 4 jobs break the rules" in before
     assert "adapter.variant = 'pissa': " in before
     assert toy.ran()["report"] == 3
-    assert "#2 adapter=pissa quantize=nf4 failed" in said[len(before) :]
+    assert "#2 adapter=pissa quantize=nf4 failed" in output[len(before) :]
 
 
 def test_nothing_runs_when_a_job_cannot_be_composed(toy: Toy) -> None:
-    code, said = toy.sweep("quantize=nf4,nf5,nf6")
+    code, output = toy.sweep("quantize=nf4,nf5,nf6")
     assert code == 1
-    assert "2 of 3 jobs cannot be composed, so none runs" in said
-    assert "quantize=nf5" in said
-    assert "quantize=nf6" in said
-    assert "Traceback" not in said
+    assert "2 of 3 jobs cannot be composed, so none runs" in output
+    assert "quantize=nf5" in output
+    assert "quantize=nf6" in output
+    assert "Traceback" not in output
     assert not toy.ran()
 
 
 def test_without_m_it_is_one_run_in_place(toy: Toy) -> None:
-    code, said = toy.run("stages.sweep", "adapter.r=4")
-    assert code == 0, said
+    code, output = toy.run("stages.sweep", "adapter.r=4")
+    assert code == 0, output
     assert toy.ran() == dict.fromkeys((*STAGES, "report"), 1)
     assert (toy.root / "artifacts/adapter/adapter.safetensors").exists()
     assert "r: 4\n" in (toy.root / "params.yaml").read_text()
-    code, said = toy.run("stages.sweep", "adapter.rank=4")
+    code, output = toy.run("stages.sweep", "adapter.rank=4")
     assert code == 1
-    assert "adapter.rank" in said
+    assert "adapter.rank" in output
     assert not toy.ran()
 
 
 @pytest.mark.slow
 def test_three_by_two_by_two_in_parallel(toy: Toy) -> None:
     grid = ("adapter.r=4,8,16", "adapter.alpha=8,16", "quantize=nf4,int8")
-    code, said = toy.sweep(*grid, *PARALLEL)
-    assert code == 0, said
+    code, output = toy.sweep(*grid, *PARALLEL)
+    assert code == 0, output
     cold = {"prepare": 1, "quantize": 2, "train": 12, "evaluate": 12, "report": 12}
     assert toy.ran() == cold
     assert toy.sweep(*grid, *PARALLEL)[0] == 0
@@ -132,8 +132,8 @@ def test_three_by_two_by_two_in_parallel(toy: Toy) -> None:
 
 @pytest.mark.slow
 def test_submitit_on_this_machine(toy: Toy) -> None:
-    code, said = toy.sweep("adapter.r=4,8", "quantize=nf4,int8", "hydra/launcher=submitit_local")
-    assert code == 0, said
+    code, output = toy.sweep("adapter.r=4,8", "quantize=nf4,int8", "hydra/launcher=submitit_local")
+    assert code == 0, output
     cold = {"prepare": 1, "quantize": 2, "train": 4, "evaluate": 4, "report": 4}
     assert toy.ran() == cold
 
@@ -141,7 +141,7 @@ def test_submitit_on_this_machine(toy: Toy) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", ["minimize", "[minimize,minimize]"])
 def test_optuna_minimises_and_survives_failures(toy: Toy, direction: str) -> None:
-    code, said = toy.sweep(
+    code, output = toy.sweep(
         "hydra/sweeper=optuna",
         f"hydra.sweeper.direction={direction}",
         "hydra.sweeper.n_trials=6",
@@ -152,7 +152,7 @@ def test_optuna_minimises_and_survives_failures(toy: Toy, direction: str) -> Non
         TOY_FAILS_AT="4",
     )
     assert code == 1  # for some failed
-    assert "Best" in said or "best" in said
+    assert "Best" in output or "best" in output
     ran = toy.ran()
     assert ran["prepare"] == 1
     assert ran["quantize"] <= 2

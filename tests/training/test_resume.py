@@ -141,25 +141,27 @@ def inputs(tmp_path) -> tuple[Paths, object]:
 )
 def test_the_key_follows_every_file_that_shapes_the_result(inputs, tmp_path, file, shapes) -> None:
     paths, code = inputs
-    before = training_key(paths, [], code)
-    assert training_key(paths, [], code) == before
+    before = training_key(paths, [], code=code)
+    assert training_key(paths, [], code=code) == before
     with (tmp_path / file).open("a") as changed:
         changed.write("# edited")
-    assert (training_key(paths, [], code) != before) == shapes
+    assert (training_key(paths, [], code=code) != before) == shapes
 
 
 def test_the_key_follows_options_and_libraries(inputs, monkeypatch) -> None:
     paths, code = inputs
     options = [{"r": 8}, {"dtype": "auto"}, 0, "torch.float32", "cpu"]
-    keys = [training_key(paths, options, code)]
+    keys = [training_key(paths, options, code=code)]
     for index, value in enumerate(({"r": 4}, {"dtype": "float32"}, 1, "torch.bfloat16", "cuda")):
-        keys.append(training_key(paths, [*options[:index], value, *options[index + 1 :]], code))
+        keys.append(
+            training_key(paths, [*options[:index], value, *options[index + 1 :]], code=code)
+        )
     for library in LIBRARIES:
         with monkeypatch.context() as patched:
             patched.setattr(
                 "importlib.metadata.version", lambda name, new=library: str(name == new)
             )
-            keys.append(training_key(paths, options, code))
+            keys.append(training_key(paths, options, code=code))
     assert len(set(keys)) == len(keys)
 
 

@@ -3,7 +3,7 @@ from omegaconf import OmegaConf, open_dict
 
 from loradag.config.composition import plain
 from loradag.config.problems import LoradagError
-from loradag.sweeps.grid import (
+from loradag.planning.grid import (
     composer,
     expand,
     is_grid,
@@ -21,14 +21,14 @@ def test_jobs_compose_to_what_hydra_composes() -> None:
         jobs = expand(compose, master)
         assert len(jobs) == 3 * 2 * 2 * 2
         for job in jobs[::7]:
-            whole = compose.loader.load_sweep_config(master, list(job.overrides))
-            with open_dict(whole):
-                del whole["hydra"]
-            OmegaConf.resolve(whole)
-            assert job.params == plain(whole)
+            theirs = compose.loader.load_sweep_config(master, list(job.overrides))
+            with open_dict(theirs):
+                del theirs["hydra"]
+            OmegaConf.resolve(theirs)
+            assert job.params == plain(theirs)
 
 
-def test_what_is_swept_is_told_apart_from_what_is_fixed() -> None:
+def test_what_is_swept_and_what_is_fixed() -> None:
     with composer() as compose:
         master = compose.master([*SWEEP, "train.max_steps=5", "quantize.bits=choice(4,8)"])
     assert swept_keys(master) == [

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: expanded from its overrides and composed, as Hydra does it, but faster.
+"""The jobs of a sweep: expanded from its overrides and composed, as by Hydra, but faster.
 
 Hydra composes every job from its files, a third of a second each. Here jobs that choose the same
 files share one composition, and only their values are set anew, by Hydra's own code for that.

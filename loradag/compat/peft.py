@@ -1,0 +1,25 @@
+"""What peft offers as an experiment, or keeps to itself. All of it holds for peft 0.21."""
+
+from typing import Any
+
+
+def register_layers(config: Any, layers: dict[type, type]) -> None:
+    """Let `config`, a `LoraConfig`, adapt a layer of each class by the class that `layers` names.
+
+    Why: peft has no layer of its own for torchao's fake-quantised linear layers.
+    `_register_custom_module` is documented as experimental; its mapping is not saved.
+    Unnecessary once peft publishes it.
+    """
+    config._register_custom_module(layers)
+
+
+def pattern_value(patterns: dict[str, Any], module: str, default: Any) -> Any:
+    """The value of `rank_pattern` or `alpha_pattern` that applies to `module`.
+
+    Why: a merge without peft's model must choose ranks and scales as peft did.
+    `peft.utils.other.get_pattern_key` has no documentation.
+    Unnecessary once peft can merge a checkpoint without loading it.
+    """
+    from peft.utils.other import get_pattern_key
+
+    return patterns.get(get_pattern_key(patterns.keys(), module), default)

@@ -1,0 +1,35 @@
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.layer import Linear
+
+from loradag.compat.peft import pattern_value, register_layers
+from loradag.models.loading import load_model
+
+
+class Special(torch.nn.Linear):
+    pass
+
+
+class Adapted(Linear):
+    pass
+
+
+def test_layers_of_a_class_are_adapted_by_the_registered_one(tiny_base):
+    model = load_model(tiny_base, torch.float32)
+    for layer in model.model.layers:
+        layer.mlp.up_proj.__class__ = Special
+    config = LoraConfig(r=2, target_modules=["up_proj", "down_proj"])
+    register_layers(config, {Special: Adapted})
+    layer = get_peft_model(model, config).get_base_model().model.layers[0].mlp
+    assert type(layer.up_proj) is Adapted
+    assert type(layer.down_proj) is Linear
+    assert "_custom_modules" not in config.to_dict(), "peft would save the classes"
+
+
+def test_patterns_apply_as_in_peft(tiny_base):
+    ranks = {"layers.1.mlp.down_proj": 3, ".*up_proj": 5}
+    config = LoraConfig(r=2, target_modules="all-linear", rank_pattern=ranks)
+    tuned = get_peft_model(load_model(tiny_base, torch.float32), config).get_base_model()
+    for name, module in tuned.named_modules():
+        if isinstance(module, Linear):
+            assert pattern_value(ranks, name, 2) == module.r["default"], name

@@ -1,0 +1,37 @@
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+
+from loradag.compat.transformers import float32_parameters, is_quantizable, skipped_modules
+from loradag.models.loading import load_model
+
+
+def test_parameters_that_an_architecture_keeps_in_float32(tiny_base, monkeypatch):
+    model = load_model(tiny_base, torch.float32)
+    assert not float32_parameters(model, torch.bfloat16)("model.norm.weight")
+    monkeypatch.setattr(model, "_keep_in_fp32_modules_strict", ["layers.*.mlp.gate"])
+    kept = float32_parameters(model, torch.bfloat16)
+    assert kept("model.layers.1.mlp.gate_proj.weight")
+    assert not kept("model.layers.1.mlp.up_proj.weight")
+    assert not float32_parameters(model, torch.float32)("model.layers.1.mlp.gate_proj.weight")
+
+
+def test_the_layers_are_those_that_transformers_quantises(tiny_base):
+    import bitsandbytes as bnb
+
+    skip = ["k_proj", "model.layers.0.mlp"]
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_base))
+    skipped = skipped_modules(plain, skip)
+    ours = {
+        name
+        for name, module in plain.named_modules()
+        if isinstance(module, torch.nn.Linear) and is_quantizable(name, skipped)
+    }
+    quantized = AutoModelForCausalLM.from_pretrained(
+        tiny_base,
+        device_map={"": "cpu"},
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=skipped),
+    )
+    theirs = {n for n, m in quantized.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
+    assert ours == theirs
+    assert len(ours) == 14 - 2 - 3
