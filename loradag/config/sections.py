@@ -1,4 +1,4 @@
-"""`params.yaml` as a whole: a section for each stage or shared noun."""
+"""The full `params.yaml`: a section for each stage or shared noun."""
 
 from dataclasses import dataclass, field
 
