@@ -89,7 +89,7 @@ def test_several_files_are_one_dep(paths: list[str], common: str) -> None:
 
 
 def test_the_project_itself_is_no_input() -> None:
-    with pytest.raises(ConfigError, match="entire project"):
+    with pytest.raises(ConfigError, match="whole project"):
         compose(["prepare=file", "prepare.path=*.jsonl"])
 
 

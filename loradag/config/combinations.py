@@ -199,7 +199,7 @@ def _inputs_rules(config: Config) -> Iterable[Problem]:
         if Path(path).resolve() == Path().resolve():
             yield Problem(
                 f"inputs.{name}", path,
-                "makes the entire project an input of the pipeline, whose outputs change it",
+                "makes the whole project an input of the pipeline, whose outputs change it",
                 "Put the files into a folder of their own and name that.",
             )  # fmt: skip
         value = getattr(config.inputs, name)
@@ -238,7 +238,7 @@ def _quantize_rules(quantize: Quantize) -> Iterable[Problem]:
         yield Problem(
             "quantize.granularity", "group",
             f"gives a row several scales, but quantize.scheme = {quantize.scheme} multiplies "
-            "integers along entire rows",
+            "integers along whole rows",
             "Choose tensor or channel.",
         )  # fmt: skip
     if quantize.activation_granularity == "channel" and quantize.activation_zero_point:
@@ -281,7 +281,7 @@ def _method_rules(config: Config) -> Iterable[Problem]:
     if adapter.variant == "pissa" and quantize.scheme != "none":
         yield Problem(
             "adapter.variant", "pissa",
-            "starts from the full-precision weights, so it cannot be combined with "
+            "takes its start out of the full-precision weights, so it cannot stand on "
             f"quantize.scheme = {quantize.scheme}",
             "Set quantize=none, or choose loftq, which starts at the quantisation's error.",
         )  # fmt: skip
@@ -289,7 +289,7 @@ def _method_rules(config: Config) -> Iterable[Problem]:
         if quantize.scheme != "nf4":
             yield Problem(
                 "adapter.variant", "loftq",
-                "starts at the error of a 4-bit base, so it cannot be combined with "
+                "starts at the error of a 4-bit base, so it cannot stand on "
                 f"quantize.scheme = {quantize.scheme}",
                 "Set quantize=nf4.",
             )  # fmt: skip
@@ -332,7 +332,7 @@ def _full_method_rules(config: Config) -> Iterable[Problem]:
         if quantize.scheme != "none":
             yield Problem(
                 "train.method", "qat",
-                "learns the quantisation itself, so it cannot be combined with "
+                "learns the quantisation itself, so it cannot stand on "
                 f"quantize.scheme = {quantize.scheme}",
                 "Set quantize=none.",
             )  # fmt: skip
@@ -345,6 +345,6 @@ def _full_method_rules(config: Config) -> Iterable[Problem]:
         if adapter.modules_to_save:
             yield Problem(
                 "adapter.modules_to_save", adapter.modules_to_save,
-                "would train full modules past the quantisation of train.method = qat",
+                "would train whole modules past the quantisation of train.method = qat",
                 "Set adapter.modules_to_save=null, or adapter=none.",
             )  # fmt: skip

@@ -37,5 +37,5 @@ class Quantize:
     percentile: float | None = between(50, 100)
     activation_granularity: str | None = one_of("tensor", "channel")
     activation_zero_point: bool | None = MISSING  # static_w8a8: asymmetric activations
-    calibration_rows: int | None = at_least(1)  # at most; the report has the count
+    calibration_rows: int | None = at_least(1)  # at most; the report says how many there were
     skip_modules: list[str] = MISSING  # kept at full precision

@@ -1,4 +1,4 @@
-"""The full `params.yaml`: a section for each stage or shared noun."""
+"""`params.yaml` as a whole: a section for each stage or shared noun."""
 
 from dataclasses import dataclass, field
 

@@ -1,7 +1,7 @@
 """Read and check `params.yaml`: types, rules and combinations, all problems at once.
 
 Hydra refuses an unknown key, a wrong type or an unknown option at composition. The rules (ranges,
-choices, combinations) are checked by `validate`, which every stage calls on the full
+choices, combinations) are checked by `validate`, which every stage calls on the whole of
 `params.yaml` before it does any work.
 """
 

@@ -62,7 +62,7 @@ class Example:
 
     @property
     def texts(self) -> list[str]:
-        """All texts of the row, in order."""
+        """All that the row says, in order."""
         if self.messages is None:
             return list(self.fields.values())
         return [_said(message) for message in self.messages]

@@ -15,7 +15,7 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def fixed(value: float, decimals: int) -> str:
-    """`38.10`: for columns, where the points are aligned."""
+    """`38.10`: for columns, where the points stand below each other."""
     return f"{value:,.{decimals}f}"
 
 

@@ -27,13 +27,13 @@ def configure(runtime: Runtime) -> None:
 
 
 def _quieten() -> None:
-    """Silence messages of the libraries about each other, which no user could act on."""
+    """Silence what the libraries say about each other: nothing a user could act on."""
     # Kernels for other machines than this one, and types registered with torch.
     logging.getLogger("torchao").setLevel(logging.ERROR)
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
     logging.getLogger("transformers.quantizers.quantizer_bitnet").setLevel(logging.ERROR)
-    # trl still passes gradient_checkpointing, which transformers calls activation_checkpointing.
+    # trl still says gradient_checkpointing where transformers says activation_checkpointing.
     warnings.filterwarnings("ignore", ".*checkpointing` is deprecated", FutureWarning)
 
 

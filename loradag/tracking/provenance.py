@@ -50,7 +50,7 @@ def changed_params(root: Path, params: Mapping[str, Any]) -> set[str]:
 
 
 def lock_hash(lock: Path) -> str | None:
-    """SHA-256 of the entry of every stage in `dvc.lock` but `report`, which is not in it yet.
+    """SHA-256 of what `dvc.lock` says of every stage but `report`, which is not in it yet.
 
     Equal hashes: the same code, params, inputs and outs.
     """
