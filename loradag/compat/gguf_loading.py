@@ -15,8 +15,8 @@ def reading_gguf_once() -> Iterator[None]:
     Why: transformers parses the file for each of the three, and builds gguf's table of tensor
     names for each module of the model; gguf parses strings byte by byte on a memory map, whose
     every slice costs as much as the parsing. Two thirds of the time to load SmolLM2.
-    For transformers 5.23 and gguf 0.19. Unnecessary once transformers keeps the reader, and gguf reads from a plain
-    array.
+    For transformers 5.23 and gguf 0.19. Unnecessary once transformers keeps the reader, and gguf
+    reads from a plain array.
     """
     import gguf
 
