@@ -50,7 +50,7 @@ def _from_package(model: Model, folder: Path) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    from loradag.compat.transformers import reading_gguf_once
+    from loradag.compat.gguf_loading import reading_gguf_once
 
     file = packaged_gguf(str(model.id))
     with reading_gguf_once():

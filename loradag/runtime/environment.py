@@ -30,6 +30,7 @@ def _quieten() -> None:
     """Silence what the libraries say about each other: nothing a user could act on."""
     # Kernels for other machines than this one, and types registered with torch.
     logging.getLogger("torchao").setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
     logging.getLogger("transformers.quantizers.quantizer_bitnet").setLevel(logging.ERROR)

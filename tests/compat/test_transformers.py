@@ -1,10 +1,10 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
+from loradag.compat.gguf_loading import reading_gguf_once
 from loradag.compat.transformers import (
     float32_parameters,
     is_quantizable,
-    reading_gguf_once,
     skipped_modules,
 )
 from loradag.export.gguf_format import write_gguf
