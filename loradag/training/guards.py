@@ -61,8 +61,15 @@ class Guards(TrainerCallback):
         LoradagError: with the step, what was measured, and what to try.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, limits_held_out: bool = True) -> None:
+        """Take the start of the parameters.
+
+        Args:
+            limits_held_out: refuse a model whose held-out perplexity is beyond any use. Not where a
+                few rows are overfitted on purpose.
+        """
         self.start = _fingerprints(model)
+        self.limits_held_out = limits_held_out
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
@@ -93,7 +100,7 @@ class Guards(TrainerCallback):
         """
         vocabulary = model.get_input_embeddings().weight.shape[0]
         loss = metrics["eval_loss"]
-        if not loss <= math.log(2 * vocabulary):  # NaN too
+        if self.limits_held_out and not loss <= math.log(2 * vocabulary):  # NaN too
             perplexity = math.exp(loss) if loss < 700 else math.inf
             raise LoradagError(
                 f"the held-out perplexity is {perplexity:.4g} at step {state.global_step}. A guess "

@@ -199,7 +199,7 @@ def make_trainer(
         ),
         processing_class=tokenizer,
         callbacks=[
-            Guards(model),
+            Guards(model, limits_held_out=train.max_rows is None),
             *callbacks,
             Stopping(stopping.patience or sys.maxsize, stopping.threshold),
         ],

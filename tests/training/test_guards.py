@@ -44,6 +44,8 @@ def test_a_model_worse_than_a_guess_is_refused(fresh, loss) -> None:
     guards.on_evaluate(arguments, state, None, {"eval_loss": math.log(1024) + 0.69}, fresh())
     with pytest.raises(LoradagError, match="the held-out perplexity is"):
         guards.on_evaluate(arguments, state, None, {"eval_loss": loss}, fresh())
+    overfitting = Guards(fresh(), limits_held_out=False)  # on a few rows, on purpose
+    overfitting.on_evaluate(arguments, state, None, {"eval_loss": loss}, fresh())
 
 
 def test_an_adapter_that_does_not_change_is_refused(trained, tmp_path) -> None:
@@ -58,11 +60,11 @@ def test_a_gradient_of_zero_is_refused(trained, tmp_path, monkeypatch) -> None:
     """As on a layer that passes no gradient to what is trainable."""
     paths, config = copied(trained, tmp_path)
 
-    def detached(model) -> Guards:
+    def detached(model, **options) -> Guards:
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.register_hook(torch.zeros_like)
-        return Guards(model)
+        return Guards(model, **options)
 
     monkeypatch.setattr("loradag.training.trainer.Guards", detached)
     with pytest.raises(LoradagError, match=r"the gradient is 0 at step 1.*adapter\.target_modules"):
