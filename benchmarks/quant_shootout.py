@@ -18,9 +18,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from loradag.comparison.ranking import pareto
 from loradag.config.composition import compose, plain
 from loradag.config.sections import Config, Runtime
 from loradag.config.validation import load_config, validate
+from loradag.reporting.charts import MAIN, Chart, Scale, scale, standalone
 from loradag.runtime import Paths
 from loradag.runtime.environment import configure
 
@@ -159,41 +161,29 @@ def table(results: list[dict[str, Any]]) -> str:
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Perplexity over bits a weight, with the schemes that none beats in both.
 
-    Those that ruin the model are named, not drawn: they would press the others together.
+    Those that ruin the model are named in its description, not drawn: they would press the others
+    together.
     """
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "loradag"  # the same ids in every run
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5))
     shown = [result for result in results if result["perplexity"] < RUINED]
-    best = math.inf
-    front = []
-    for result in sorted(shown, key=lambda each: (each["bits"], each["perplexity"])):
-        if result["perplexity"] < best:
-            best = result["perplexity"]
-            front.append(result)
-    axes.plot([r["bits"] for r in front], [r["perplexity"] for r in front], color="0.7", zorder=0)
-    axes.set(xlabel="bits a weight, scales included", ylabel="perplexity", yscale="log")
-    axes.set_xlim(right=18)  # room for the last label
-    ruined = ", ".join(r["scheme"] for r in results if r not in shown)
-    axes.set_title(f"Over {RUINED:,}: {ruined}", fontsize=6, color="0.4")
-    figure.tight_layout()
-    label_bits, label_height = 0.0, -math.inf
-    for result in sorted(shown, key=lambda each: (round(each["bits"]), each["perplexity"])):
-        bits, perplexity = result["bits"], result["perplexity"]
-        axes.scatter(bits, perplexity, s=18, color="tab:blue")
-        own = height = axes.transData.transform((bits, perplexity))[1] * 72 / figure.dpi
-        if round(bits) == label_bits:  # points above each other: no label on another
-            height = max(own, label_height + 8)
-        axes.annotate(
-            result["scheme"], (bits, perplexity), fontsize=7,
-            xytext=(5, height - own), textcoords="offset points", va="center",
-        )  # fmt: skip
-        label_bits, label_height = round(bits), height
-    figure.savefig(path, metadata={"Date": None})
+    ruined = ", ".join(result["scheme"] for result in results if result not in shown)
+    chart = Chart(
+        Scale("bits a weight, scales included", 0, 20),  # room for the last label
+        scale("perplexity", [result["perplexity"] for result in shown], log=True),
+        height=420,
+    )
+    chart.line(pareto([(r["bits"], r["perplexity"]) for r in shown]), "front")
+    near: tuple[float, float] = (0, 0)  # bits and height of the label before
+    for result in sorted(shown, key=lambda each: (round(each["bits"] - 0.2), each["perplexity"])):
+        point = (result["bits"], result["perplexity"])
+        chart.dots([point], MAIN, [f"{result['scheme']}: {result['perplexity']:.4g}"])
+        own = chart.place(point)[1]
+        height = min(own, near[1] - 13) if abs(point[0] - near[0]) < 1 else own
+        name, *options = result["scheme"].split()
+        values = ", ".join(option.partition("=")[2] for option in options)
+        chart.label(point, f"{name} ({values})" if values else name, up=own - height)
+        near = (point[0], height)
+    picture = chart.svg(f"perplexity over bits a weight; over {RUINED:,}: {ruined}")
+    path.write_text(standalone(picture), encoding="utf-8")
 
 
 def main() -> None:

@@ -5,13 +5,14 @@ which `evaluate` compares the adapter with. So a sweep measures it once a quant 
 job.
 """
 
-from typing import Any
+from typing import cast
 
 from loradag.config.evaluate import Evaluate
 from loradag.runtime import Paths, run_stage, write_json
+from loradag.runtime.report_keys import BaselineReport
 
 
-def baseline(paths: Paths, evaluate: Evaluate) -> dict[str, Any]:
+def baseline(paths: Paths, evaluate: Evaluate) -> BaselineReport:
     from loradag.data.rows import read_rows
     from loradag.data.token_contract import read_contract, verify_tokenizer
     from loradag.evaluation.held_out import HeldOut
@@ -34,7 +35,8 @@ def baseline(paths: Paths, evaluate: Evaluate) -> dict[str, Any]:
         quantized = measure(model, held_out, evaluate)
     measured = {"base": base, "quantized": quantized}
     write_json(paths.baseline, {"models": measured, "samples": samples})
-    return {**compare(measured), "dtype": verify_dtype(model, dtype)}
+    report = {**compare(measured), "dtype": verify_dtype(model, dtype)}
+    return cast(BaselineReport, report)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ and `artifacts/baseline.json`; writes nothing but its report.
 """
 
 import json
-from typing import Any
+from typing import cast
 
 from loradag.config.evaluate import Evaluate
 from loradag.runtime import Paths, run_stage
+from loradag.runtime.report_keys import EvaluateReport, Sample
 
 
-def evaluate(paths: Paths, evaluate: Evaluate) -> dict[str, Any]:
+def evaluate(paths: Paths, evaluate: Evaluate) -> EvaluateReport:
     from loradag.data.rows import read_rows
     from loradag.data.token_contract import read_contract, verify_tokenizer
     from loradag.evaluation.held_out import HeldOut
@@ -32,15 +33,16 @@ def evaluate(paths: Paths, evaluate: Evaluate) -> dict[str, Any]:
     adapter, samples = measure(model, held_out, evaluate), held_out.sample(model)
     compared = zip(held_out.prompts, baseline["samples"], samples, strict=True)
     ended = [sample["ended"] for sample in samples]
-    return {
+    report = {
         **compare({**baseline["models"], "adapter": adapter}),
         "samples": [
-            {"prompt": prompt, "base": before["text"], "adapter": after["text"]}
+            Sample(prompt=prompt, base=before["text"], adapter=after["text"])
             for prompt, before, after in compared
         ],
-        **({"ended_fraction": sum(ended) / len(ended)} if ended else {}),
+        "ended_fraction": sum(ended) / len(ended) if ended else None,
         "dtype": verify_dtype(model, dtype),
     }
+    return cast(EvaluateReport, report)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@ Reads `artifacts/merged`, `data/prepared`, and for the model card and the adapte
 `export.tolerance` the stage fails, says by how much, and leaves none.
 """
 
-from typing import Any
-
 from loradag.config.adapter import Adapter
 from loradag.config.export import Export
 from loradag.config.prepare import Prepare
 from loradag.config.quantize import Quantize
 from loradag.config.train import Train
 from loradag.runtime import Paths, replacing, run_stage
+from loradag.runtime.report_keys import ExportReport
 
 
 def export(
@@ -22,7 +21,7 @@ def export(
     quantize: Quantize,
     adapter: Adapter,
     train: Train,
-) -> dict[str, Any]:
+) -> ExportReport:
     from loradag.export.card import Origin
     from loradag.export.export_verification import verify_exports
     from loradag.export.formats import describe, list_files, read_pin, write_formats

@@ -4,13 +4,12 @@ Reads the source that `model` names; writes `artifacts/base`: tokenizer, configs
 weight file, and the weights where the source has no local copy of its own.
 """
 
-from typing import Any
-
 from loradag.config.model import Model
 from loradag.runtime import Paths, replacing, run_stage
+from loradag.runtime.report_keys import FetchReport
 
 
-def fetch(paths: Paths, model: Model) -> dict[str, Any]:
+def fetch(paths: Paths, model: Model) -> FetchReport:
     from loradag.checkpoints.model_files import read_architecture
     from loradag.checkpoints.safetensors_reader import count_parameters
     from loradag.models.base import fetch_base

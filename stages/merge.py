@@ -5,13 +5,12 @@ Reads `artifacts/base`, `artifacts/quantized`, `artifacts/adapter` and held-out 
 stage fails, says by how much, and leaves none.
 """
 
-from typing import Any
-
 from loradag.config.merge import Merge
 from loradag.runtime import Paths, peak_rss_bytes, replacing, run_stage
+from loradag.runtime.report_keys import MergeReport
 
 
-def merge(paths: Paths, merge: Merge) -> dict[str, Any]:
+def merge(paths: Paths, merge: Merge) -> MergeReport:
     from loradag.merging.merged_model import write_merged
     from loradag.merging.verification import verify_merge
 

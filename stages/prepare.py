@@ -5,15 +5,14 @@ tokenizer in `artifacts/base`; writes `data/prepared`: train, eval and calibrati
 contract, and three rows as their tokens.
 """
 
-from typing import Any
-
 from loradag.config.prepare import Prepare
 from loradag.config.problems import LoradagError
 from loradag.runtime import Paths, replacing, run_stage
 from loradag.runtime.environment import threads
+from loradag.runtime.report_keys import PrepareReport
 
 
-def prepare(paths: Paths, prepare: Prepare) -> dict[str, Any]:
+def prepare(paths: Paths, prepare: Prepare) -> PrepareReport:
     from loradag.data.examples import write_examples
     from loradag.data.origins import pinned_sources
     from loradag.data.preparation import prepare_rows, row_template
@@ -41,7 +40,7 @@ def prepare(paths: Paths, prepare: Prepare) -> dict[str, Any]:
         write_contract(folder / paths.contract.name, contract)
         train = read_rows(folder / "train.parquet")
         write_examples(folder / paths.examples.name, train, tokenizer)
-    return summarize(done, sources) | {"template": prepare.template}
+    return {**summarize(done, sources), "template": prepare.template}
 
 
 if __name__ == "__main__":

@@ -5,24 +5,23 @@ Reads `artifacts/base` (and the calibration rows, where the scheme needs them); 
 `quantize=none` that folder only records the scheme, and later stages load the base.
 """
 
-from typing import Any
-
 from loradag.config.quantize import Quantize
 from loradag.runtime import Paths, peak_rss_bytes, replacing, run_stage, write_json
+from loradag.runtime.report_keys import QuantizeReport
 
 
-def quantize(paths: Paths, quantize: Quantize) -> dict[str, Any]:
+def quantize(paths: Paths, quantize: Quantize) -> QuantizeReport:
     from loradag.models.pinning import weights_folder
     from loradag.quantization.calibration import calibrate, read_rows
     from loradag.quantization.conversion import measure_unquantized, quantize_checkpoint
 
-    base, activations, calibrated = weights_folder(paths.base), None, {}
+    base, activations, calibrated = weights_folder(paths.base), None, None
     with replacing(paths.quantized) as folder:
         folder.mkdir()
         if quantize.scheme == "static_w8a8":
             rows = read_rows(paths.prepared / "calibration.parquet", quantize.calibration_rows or 0)
             activations = calibrate(base, folder, rows, quantize)
-            calibrated = {"calibration_rows": len(rows)}
+            calibrated = len(rows)
         if quantize.scheme == "none":
             measured = measure_unquantized(base)
         else:
@@ -31,7 +30,7 @@ def quantize(paths: Paths, quantize: Quantize) -> dict[str, Any]:
     return {
         "scheme": quantize.scheme,
         "peak_rss_bytes": peak_rss_bytes(),
-        **calibrated,
+        "calibration_rows": calibrated,
         **measured,
     }
 

@@ -1,8 +1,9 @@
 """The page and the MLflow run, from every report; never from the cache.
 
-Reads `reports/*.json` and the loss curve; writes `report.html`, publishes the run to MLflow, and
-prints the result. It runs also when every stage before it came from the cache, so that the run in
-MLflow is complete either way, and lists which stages ran, came from the cache or were left out.
+Reads `reports/*.json`, the loss curve and example rows of `data/prepared`; writes `report.html`,
+publishes the run to MLflow, and prints the result. It runs also when every stage before it came
+from the cache, so that the run in MLflow is complete either way. Page, run and terminal name the
+stages that ran, those that came from the cache and those that did not run.
 """
 
 import json
@@ -17,8 +18,8 @@ from loradag.config.prepare import Prepare
 from loradag.config.quantize import Quantize
 from loradag.config.train import Train
 from loradag.runtime import Paths, replacing, run_stage
-
-STAGES = ("fetch", "prepare", "quantize", "train", "baseline", "evaluate", "merge", "export")
+from loradag.runtime.report_files import read_reports
+from loradag.runtime.report_keys import Reports
 
 
 def report(
@@ -57,23 +58,23 @@ def report(
         "export": asdict(export),
         "seed": seed,
     }
-    # The jobs of a sweep have no report of the stages after `sweep.until`.
-    present = [stage for stage in STAGES if paths.report(stage).exists()]
-    reports = {stage: json.loads(paths.report(stage).read_text()) for stage in present}
+    reports = read_reports(paths.reports)
     if "export" in reports:
         reports["export"] = sized(reports["export"])
-    ran = stages_ran(paths, present) | dict.fromkeys(s for s in STAGES if s not in present)
+    # The jobs of a sweep have no report of the stages after `sweep.until`.
+    ran = dict.fromkeys(Reports.__annotations__) | stages_ran(paths, reports)
+    examples = json.loads(paths.examples.read_text()) if paths.examples.exists() else []
     name, flat = run_name(params), flat_params(params)
     curves = read_curves(paths.loss, paths.eval_loss)
     tags, changed = source_tags(paths.root), changed_params(paths.root, params)
 
     with replacing(paths.page) as page:
-        html = report_page(name, params, flat, changed, reports, curves, ran, tags)
+        html = report_page(name, params, flat, changed, reports, curves, ran, tags, examples)
         page.write_text(html, encoding="utf-8")
     tags |= stage_tags(ran) | {"mlflow.note.content": note(reports)}
     registered = export.register if "merge" in reports else None
     where = publish(paths, name, flat, reports, curves, tags, registered)
-    mark_published(paths, present)
+    mark_published(paths, reports)
     print_summary(name, params, reports, ran, paths.page.name, where)
 
 

@@ -4,13 +4,12 @@ Reads the keys of `prepare` that name the source; writes `data/source.json`. The
 reruns: `dvc repro --force source` resolves it anew.
 """
 
-from typing import Any
-
 from loradag.config.prepare import Prepare
 from loradag.runtime import Paths, run_stage, write_json
+from loradag.runtime.report_keys import SourceReport
 
 
-def source(paths: Paths, prepare: Prepare) -> dict[str, Any]:
+def source(paths: Paths, prepare: Prepare) -> SourceReport:
     from loradag.data.origins import resolve_origins
 
     origins = resolve_origins(

@@ -7,16 +7,16 @@ checkpoint and ends in the same bytes.
 
 import time
 from dataclasses import asdict
-from typing import Any
 
 from loradag.config.adapter import Adapter
 from loradag.config.train import Train
 from loradag.models.device import compute_dtype, device
 from loradag.runtime import Paths, peak_memory_bytes, replacing, run_stage
+from loradag.runtime.report_keys import TrainReport
 from loradag.training.naming import method_name
 
 
-def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> dict[str, Any]:
+def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> TrainReport:
     from loradag.data.rows import read_rows
     from loradag.data.token_contract import read_contract, verify_tokenizer
     from loradag.models.tokenizer import load_tokenizer
@@ -72,4 +72,6 @@ def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> dict[str, 
 
 
 if __name__ == "__main__":
-    run_stage(train)
+    from loradag.export.feasibility import check_feasible
+
+    run_stage(train, check=check_feasible)

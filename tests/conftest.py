@@ -14,6 +14,7 @@ from loradag.config.sections import Config, Runtime
 from loradag.config.validation import validate
 from loradag.runtime import Paths
 from loradag.runtime.environment import configure
+from loradag.runtime.report_files import check_report
 from loradag.runtime.stage import sections
 
 ROOT = Path(__file__).parents[1]
@@ -28,13 +29,13 @@ def smoke_config(*overrides: str) -> Config:
 
 
 def run_stages(paths: Paths, config: Config, *stages: str) -> dict[str, dict[str, Any]]:
-    """Run stages in this process, as `run_stage` does; their reports by name."""
+    """Run stages in this process, as `run_stage` does; their checked reports by name."""
     reports = {}
     for stage in stages:
         if stage == "prepare" and not paths.source.exists():
             run_stages(paths, config, "source")
         function = getattr(importlib.import_module(f"stages.{stage}"), stage)
-        reports[stage] = function(paths, **sections(function, config))
+        reports[stage] = check_report(stage, function(paths, **sections(function, config)))
     return reports
 
 

@@ -79,6 +79,8 @@ def test_all_problems_come_at_once_with_key_value_rule_and_remedy() -> None:
             ["adapter.modules_to_save"],
         ),
         (["train=qat", "quantize=none", "export.formats=[adapter]"], ["export.formats"]),
+        (["export.max_shard_size=5XB"], ["export.max_shard_size"]),
+        (["export.max_shard_size=0GB"], ["export.max_shard_size"]),
         (["train=qat", "quantize=none", "train.group_size=null"], ["train.group_size"]),
         (
             ["train=bitnet", "quantize=none", "adapter=none", "train.activation_bits=null"],

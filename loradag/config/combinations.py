@@ -24,19 +24,39 @@ def check_combinations(config: Config) -> Iterable[Problem]:
     yield from _train_rules(config)
     yield from _general_rules(config)
     yield from _inputs_rules(config)
-    whole = config.adapter.variant == "none" or config.train.method == "qat"
-    if whole and "adapter" in config.export.formats:
-        yield Problem(
-            "export.formats", config.export.formats,
-            f"cannot hold adapter, for adapter.variant = {config.adapter.variant} with "
-            f"train.method = {config.train.method} makes a whole model",
-            "Export safetensors or gguf.",
-        )  # fmt: skip
+    yield from _export_rules(config)
     if config.evaluate.stride >= config.evaluate.window:
         yield Problem(
             "evaluate.stride", config.evaluate.stride,
             f"must be below evaluate.window = {config.evaluate.window}, or tokens go unscored",
             "Lower evaluate.stride.",
+        )  # fmt: skip
+
+
+def _export_rules(config: Config) -> Iterable[Problem]:
+    if "adapter" not in config.export.formats:
+        return
+    adapter, quantize = config.adapter, config.quantize
+    if adapter.variant == "none" or config.train.method == "qat":
+        yield Problem(
+            "export.formats", config.export.formats,
+            f"cannot contain adapter, for adapter.variant = {adapter.variant} with "
+            f"train.method = {config.train.method} makes a full model",
+            "Export safetensors or gguf.",
+        )  # fmt: skip
+    if quantize.scheme not in ("none", "nf4", "fp4", "int8"):
+        yield Problem(
+            "export.formats", config.export.formats,
+            "cannot contain adapter, for who loads it with peft cannot quantise its base by "
+            f"quantize.scheme = {quantize.scheme}",
+            "Export safetensors or gguf with merge.base=dequantized, or take quantize=nf4.",
+        )  # fmt: skip
+    if quantize.scheme in ("nf4", "fp4") and quantize.block_size != 64:
+        yield Problem(
+            "export.formats", config.export.formats,
+            "cannot contain adapter, for BitsAndBytesConfig quantises a base in blocks of 64, not "
+            f"of quantize.block_size = {quantize.block_size}",
+            "Set quantize.block_size=64, or export safetensors or gguf.",
         )  # fmt: skip
 
 

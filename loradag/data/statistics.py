@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 from loradag.data.origins import Source
 from loradag.data.preparation import Prepared
-from loradag.data.selection import SPLITS
+from loradag.runtime.report_keys import PreparedRows, TokenLength
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-def summarize(done: Prepared, sources: list[Source]) -> dict[str, Any]:
+def summarize(done: Prepared, sources: list[Source]) -> PreparedRows:
     """The report of the stage `prepare`; counts and places of rows, and none of their texts."""
     import numpy as np
 
@@ -31,7 +31,9 @@ def summarize(done: Prepared, sources: list[Source]) -> dict[str, Any]:
             }
             for index, source in enumerate(sources)
         },
-        **{f"{name}_rows": done.split_rows[name] for name in SPLITS},
+        "train_rows": done.split_rows["train"],
+        "eval_rows": done.split_rows["eval"],
+        "calibration_rows": done.split_rows["calibration"],
         "train_tokens": tokens["train"],
         "eval_tokens": tokens["eval"],
         "trained_token_fraction": round(tokens["completion"] / tokens["train"], 6),
@@ -50,7 +52,7 @@ def leaked_prompts(done: Prepared) -> int:
     return int(np.isin(held_out, trained).sum())
 
 
-def token_lengths(lengths: "np.ndarray[Any, Any]") -> dict[str, Any]:
+def token_lengths(lengths: "np.ndarray[Any, Any]") -> TokenLength:
     """Quantiles of the rows' lengths in tokens, and a histogram of 20 equal bins."""
     import numpy as np
 

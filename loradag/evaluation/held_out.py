@@ -9,6 +9,7 @@ from loradag.config.evaluate import Evaluate
 from loradag.data.rows import Row
 from loradag.evaluation.perplexity import score
 from loradag.evaluation.samples import Sample, sample_greedily
+from loradag.runtime.report_keys import HeldOutLoss
 
 
 class HeldOut:
@@ -20,7 +21,7 @@ class HeldOut:
         self.evaluate = evaluate
         self.prompts = [row.prompt for row in rows[: evaluate.samples]]
 
-    def measure(self, model: Any) -> dict[str, Any]:
+    def measure(self, model: Any) -> HeldOutLoss:
         """Perplexity, NLL (nats a token), bits a UTF-8 byte, and the tokens scored."""
         masks = self._masks()
         scored = score(

@@ -12,27 +12,12 @@ from loradag.config.quantize import Quantize
 from loradag.config.train import Train
 from loradag.training.naming import method_name
 
-HOW = {
-    "safetensors": """```python
-from transformers import pipeline
-
-generate = pipeline("text-generation", model=".")
-print(generate({prompt!r}, do_sample=False)[0]["generated_text"])
-```
-
-vLLM: `vllm serve .`""",
-    "gguf": """```sh
-llama-cli --model {file} --prompt {prompt!r} --no-conversation
-ollama create tuned --file Modelfile && ollama run tuned
-```""",
-    "adapter": """```python
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
-
-model = AutoPeftModelForCausalLM.from_pretrained(".")  # fetches the base that it names
-tokenizer = AutoTokenizer.from_pretrained(".")
-```""",
-}
+TEMPLATE = Path(__file__).with_name("card.jinja")
+# The options of `BitsAndBytesConfig` that decide what a base is quantised to.
+BASE_OPTIONS = (
+    "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant",
+    "llm_int8_threshold", "llm_int8_skip_modules",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,10 +42,23 @@ class Origin:
 
 
 def write_card(
-    path: Path, kind: str, files: list[str], prompt: str, origin: Origin, numbers: dict[str, Any]
+    path: Path,
+    kind: str,
+    origin: Origin,
+    numbers: dict[str, Any],
+    *,
+    file: str,
+    prompt: str,
+    quantization: dict[str, Any] | None,
 ) -> None:
-    """Write the card of the format `kind`; `numbers` are its proofs by name, one or several."""
-    from huggingface_hub import ModelCardData
+    """Write the card of the format `kind`.
+
+    Args:
+        numbers: what the verification found, by the format's name, one or several.
+        file: the first file that a runtime loads.
+        quantization: what quantises an adapter's base, options of `BitsAndBytesConfig`.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
 
     base, data = origin.base, origin.prepare
     hub = base["source"] == "hub"
@@ -72,25 +70,34 @@ def write_card(
         pipeline_tag="text-generation",
         tags=["loradag", origin.method],
     )
-    table = "\n".join(
-        f"| {name} | {found['perplexity']:.4f} | {found['merged_perplexity']:.4f} "
-        f"| {found['greedy_match']:.0%} | {found['runtime']} |"
-        for name, found in numbers.items()
+    found = next(iter(numbers.values()))
+    card = ModelCard.from_template(
+        front,
+        str(TEMPLATE),
+        name=origin.name,
+        base=base,
+        data=data,
+        method=_method(origin),
+        activation_bits=origin.train.activation_bits if found["rounds_activations"] is False else 0,
+        tokens=found["tokens"],
+        numbers=numbers,
+        kind=kind,
+        file=file,
+        prompt=prompt,
+        quantization=_arguments(quantization) if quantization and kind == "adapter" else None,
     )
-    sections = [
-        f"---\n{front.to_yaml()}\n---\n\n# {origin.name}",
-        f"## Base\n\n{base['id'] or base['source']}, revision {base['revision']}. "
-        f"Licence: {base['license'] or 'not stated'}.",
-        f"## Data\n\n{data.id or data.source}, rendered as `{data.template}`: prompt "
-        f"`{data.prompt!r}`, completion `{data.completion!r}`. "
-        f"Licence: {data.license or 'not stated'}.",
-        f"## Method\n\n{_method(origin)}",
-        "## Numbers\n\nPerplexity on held-out rows, and greedy text compared with the merged "
-        "model's in transformers.\n\n| format | perplexity | merged model | greedy text agrees "
-        f"| runtime |\n|---|---|---|---|---|\n{table}",
-        f"## How to run\n\n{HOW[kind].format(file=files[0], prompt=prompt)}",
-    ]
-    path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    path.write_text(card.content.rstrip("\n") + "\n", encoding="utf-8")
+
+
+def _arguments(quantization: dict[str, Any]) -> str:
+    """The options that matter, as arguments in Python."""
+    chosen = {name: quantization.get(name) for name in BASE_OPTIONS}
+    four_bits = bool(chosen["load_in_4bit"])
+    return ", ".join(
+        f"{name}={value!r}"
+        for name, value in chosen.items()
+        if value and (four_bits or "4bit" not in name) and not (four_bits and "threshold" in name)
+    )
 
 
 def _method(origin: Origin) -> str:

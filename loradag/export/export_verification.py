@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from loradag.config.export import Export
 from loradag.config.problems import LoradagError
@@ -17,7 +17,7 @@ from loradag.data.rows import Row, read_rows
 from loradag.data.templates import encode_prompt
 from loradag.data.token_contract import Contract, read_contract, verify_tokenizer
 from loradag.evaluation.parity import Parity, Probe, greedy_match, parity, recorded
-from loradag.export.folders import base_quantization
+from loradag.export.folders import base_quantization, base_scheme
 from loradag.export.measurement import QUESTION, Inputs, Measurement
 from loradag.export.reference import GGUF, Expected, compute_reference
 from loradag.export.runtimes import measure_in_llamacpp, measure_in_transformers
@@ -26,6 +26,7 @@ from loradag.models.pinning import weights_folder
 from loradag.models.tokenizer import load_tokenizer
 from loradag.runtime import Paths
 from loradag.runtime.environment import threads
+from loradag.runtime.report_keys import ExportedFormat
 
 LONGEST = 256  # tokens of a row
 PROMPTS = 2  # of rows, for greedy text
@@ -34,7 +35,7 @@ LLAMACPP = "xllamacpp"
 
 def verify_exports(
     paths: Paths, exported: dict[str, Path], export: Export
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, ExportedFormat]:
     """Compare every format with the model that it should be; the report's numbers by format.
 
     Args:
@@ -44,7 +45,7 @@ def verify_exports(
         LoradagError: naming every format and how it differs.
     """
     paths.state.mkdir(exist_ok=True)
-    numbers: dict[str, dict[str, Any]] = {}
+    numbers: dict[str, ExportedFormat] = {}
     problems: list[str] = []
     with tempfile.TemporaryDirectory(dir=paths.state, prefix="export-") as scratch:
         verification = Verification(paths, export, list(exported), Path(scratch))
@@ -74,7 +75,7 @@ class Verification:
         self.ids = [encode_prompt(text, self.tokenizer) for text in self.inputs.texts]
         self.reference = compute_reference(paths, formats, self.inputs, scratch, export.tolerance)
 
-    def verify(self, name: str, path: Path) -> tuple[dict[str, Any], list[str]]:
+    def verify(self, name: str, path: Path) -> tuple[ExportedFormat, list[str]]:
         """The report's numbers of the format `name`, and how it differs from what it should be."""
         found = self._measure(name, path)
         merged, expected = self.reference.merged, self.reference.expected[name]
@@ -82,14 +83,16 @@ class Verification:
             found, merged, self.inputs.texts, self.ids, self.contract, self.tokenizer
         )
         numbers: dict[str, Any] = {"runtime": found.runtime, "dtype": self.reference.dtype}
+        if name == "adapter":
+            numbers["base"] = base_scheme(self.paths)
         sizes = [next(recorded(of)).shape[-1] for of in (merged.logits, found.logits)]
         if sizes[0] != sizes[1]:
-            return numbers, [*wrong, f"it has {sizes[1]} tokens, the model {sizes[0]}."]
+            wrong.append(f"it has {sizes[1]} tokens, the model {sizes[0]}.")
+            return cast(ExportedFormat, numbers), wrong
         moved = min((self._parity(of, found.logits) for of in expected.logits), key=_distance)
         from_merged = self._parity(merged.logits, found.logits)
         texts = [_without_eos(of.greedy, self.contract) for of in (merged, found)]
-        return {
-            **numbers,
+        numbers |= {
             "perplexity": moved.perplexity_after,
             "expected_perplexity": moved.perplexity_before,
             "merged_perplexity": from_merged.perplexity_before,
@@ -104,7 +107,8 @@ class Verification:
             "greedy_match": greedy_match(*texts),
             "tokens_per_second": round(found.tokens_per_second, 2),
             "rounds_activations": False if self.reference.rounds_activations else None,
-        }, wrong + _distribution_differences(moved, expected)
+        }
+        return cast(ExportedFormat, numbers), wrong + _distribution_differences(moved, expected)
 
     def _measure(self, name: str, path: Path) -> Measurement:
         scratch = Path(tempfile.mkdtemp(dir=self.scratch, prefix=f"{name}-"))

@@ -48,3 +48,10 @@ def base_quantization(paths: Paths) -> dict[str, Any] | None:
         return None
     options: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["quantization_config"]
     return options
+
+
+def base_scheme(paths: Paths) -> str:
+    """The quantisation of the base that an adapter was trained on."""
+    described = json.loads((paths.quantized / "scheme.json").read_text(encoding="utf-8"))
+    scheme = str(described["scheme"])
+    return "full precision" if scheme == "none" else scheme

@@ -1,4 +1,4 @@
-"""Every wanted format, written, proven and described."""
+"""Every format that the config names: written and described."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from loradag.config.export import Export
 from loradag.data.templates import render_prompt
 from loradag.data.token_contract import read_contract
 from loradag.export.card import Origin, write_card
-from loradag.export.folders import write_adapter, write_safetensors
+from loradag.export.folders import base_quantization, write_adapter, write_safetensors
 from loradag.export.gguf_format import write_gguf
 from loradag.export.modelfile import write_modelfile
 from loradag.export.reference import GGUF
 from loradag.models.pinning import sha256
 from loradag.models.tokenizer import load_tokenizer
 from loradag.runtime import Paths
+from loradag.runtime.report_keys import ExportedFile
 
 
 def listed(options: str | list[str]) -> list[str]:
@@ -69,11 +70,18 @@ def describe(
     prompt = render_prompt(template, "…", load_tokenizer(paths.merged))
     for kind in listed(export.formats):
         files = sorted(file.name for file in (folder / kind).glob("*.gguf"))
-        of_kind = {name: found for name, found in numbers.items() if name.startswith(kind)}
-        write_card(folder / kind / "README.md", kind, [*files, ""], prompt, origin, of_kind)
+        write_card(
+            folder / kind / "README.md",
+            kind,
+            origin,
+            {name: found for name, found in numbers.items() if name.startswith(kind)},
+            file=next(iter(files), ""),
+            prompt=prompt,
+            quantization=base_quantization(paths),
+        )
 
 
-def list_files(folder: Path) -> list[dict[str, Any]]:
+def list_files(folder: Path) -> list[ExportedFile]:
     """Every exported file: format, path below the export's folder, bytes, sha256."""
     return [
         {

@@ -99,14 +99,27 @@ def round_weights(model: Any, type: str, lattice: Lattice | None = None) -> None
     """Round the matrices of a transformers model in place, as its GGUF of `type` stores them.
 
     What the model then loses is the format's own loss: what a runtime loses beyond it is an error.
+
+    Raises:
+        LoradagError: a weight is beyond what `type` holds.
     """
+    import torch
+
+    names = {id(module): name for name, module in model.named_modules()}
     embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
     done = set()
     for module, transposed in _matrices(model):
         weight = module.weight
         if weight.data_ptr() not in done:
             kind = "f16" if type.startswith("tq") and module in embeddings else type
-            weight.data.copy_(rounded(weight.data.float().cpu(), kind, transposed, lattice))
+            stored = rounded(weight.data.float().cpu(), kind, transposed, lattice)
+            if not torch.isfinite(stored).all():
+                raise LoradagError(
+                    f"export.type = {type}: {names[id(module)]} has weights of up to "
+                    f"{weight.abs().max():.3g}, beyond what the type holds. Lower "
+                    "train.learning_rate, or take export.type=bf16."
+                )
+            weight.data.copy_(stored)
             done.add(weight.data_ptr())
 
 

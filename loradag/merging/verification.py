@@ -1,11 +1,11 @@
-"""The proof that a merged model computes what was trained.
+"""Verify that a merged model computes what was trained.
 
 Two comparisons, since two things can go wrong:
 
-- with the model as trained (quantized base, adapter beside it). `merge.base=original` adds to W an
+- with the model as trained (quantized base, unmerged adapter). `merge.base=original` adds to W an
   update that was trained against dequant(quant(W)), so there they differ by the quantisation's
   error; `merge.tolerance.kl` and `.perplexity` bound it.
-- with the very weights that were merged into, and peft's adapter beside them: there only the
+- with the very weights that were merged into, and peft's unmerged adapter: there only the
   rounding to the merged dtype may differ. `merge.tolerance.rounding` bounds that over the whole
   model, and a bound from the dtype over every adapted layer by itself.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from loradag.checkpoints.safetensors_reader import DTYPES, FLOATS, read_entries
 from loradag.config.merge import Merge, Tolerance
@@ -43,6 +43,7 @@ from loradag.models.loading import (
 from loradag.models.precision import verify_dtype
 from loradag.models.tokenizer import load_tokenizer
 from loradag.runtime import Paths
+from loradag.runtime.report_keys import MergeChecks
 
 if TYPE_CHECKING:
     import torch
@@ -51,11 +52,12 @@ ROUNDING_ROWS = 4  # wrong arithmetic shows on every token
 PROMPTS = 4  # of rows, for greedy text
 
 
-def verify_merge(paths: Paths, merged: Path, merge: Merge) -> dict[str, Any]:
-    """Hold the model in the folder `merged` to the trained one; return the report's numbers.
+def verify_merge(paths: Paths, merged: Path, merge: Merge) -> MergeChecks:
+    """Compare the model in the folder `merged` with the trained one; return the report's numbers.
 
     Raises:
-        LoradagError: past a tolerance, or the tokenizer breaks the token contract.
+        LoradagError: past a tolerance, the trained model is of no use, or the tokenizer breaks the
+            token contract.
     """
     contract = read_contract(paths.contract)
     tokenizer = load_tokenizer(merged)
@@ -70,33 +72,44 @@ def verify_merge(paths: Paths, merged: Path, merge: Merge) -> dict[str, Any]:
 
     paths.state.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=paths.state, prefix="parity-") as scratch:
-        trained, beside = Path(scratch) / "trained", Path(scratch) / "beside"
+        trained, unmerged = Path(scratch) / "trained", Path(scratch) / "unmerged"
         model = load_tuned(paths, load_quantized(paths, dtype))
-        said = record(model, probe, trained)
+        greedy = record(model, probe, trained)
         outputs = {}
         if is_adapter(paths):
             if is_quantized(paths):
                 del model  # before the next is loaded
-                model = _beside(paths, merge.base, dtype)
-            record(model, brief, beside)
+                model = _unmerged(paths, merge.base, dtype)
+            record(model, brief, unmerged)
             outputs = layer_outputs(model)
         del model
         model = load_model(merged, dtype)
-        parity = compare(model, probe, trained, said)
+        parity = compare(model, probe, trained, greedy)
+        _check_use(parity, model.get_input_embeddings().weight.shape[0])
         report = {**asdict(parity), "dtype": verify_dtype(model, dtype)}
         checks = _checks(parity, merge.tolerance)
         if outputs:
-            exact = compare(model, brief, beside, [])
+            exact = compare(model, brief, unmerged, [])
             name, error = largest_error(model, outputs)
             bound = rounding_bound(_stored_dtypes(merged), dtype)
             checks = _exact_checks(exact, merge.tolerance, name, error, bound) + checks
             report |= {"rounding_kl": exact.mean_kl, "largest_layer_error": error}
-    _hold(checks, parity, merge)
-    return {**report, "passed": True}
+    _verify(checks, parity, merge)
+    return cast(MergeChecks, {**report, "passed": True})
 
 
-def _beside(paths: Paths, base: str, dtype: torch.dtype) -> Any:
-    """The weights that were merged into, with peft's adapter beside them."""
+def _check_use(parity: Parity, vocabulary: int) -> None:
+    """Refuse a trained model whose NLL is beyond twice that of a uniform guess, ln(vocabulary)."""
+    if not parity.perplexity_before <= vocabulary**2:  # also where it is not a number
+        raise LoradagError(
+            f"the trained model is of no use: its perplexity on held-out rows is "
+            f"{parity.perplexity_before:.4g}, where a uniform guess among all tokens has "
+            f"{vocabulary}. Lower train.learning_rate."
+        )
+
+
+def _unmerged(paths: Paths, base: str, dtype: torch.dtype) -> Any:
+    """The weights that were merged into, with peft's unmerged adapter."""
     import torch
 
     model = load_base(paths, dtype)
@@ -133,7 +146,7 @@ def _exact_checks(
     return [
         Check(f"relative error of {layer}", error, "what rounding explains", bound, remedy),
         Check(
-            "mean KL to the same base with the adapter beside it",
+            "mean KL to the same base with the unmerged adapter",
             exact.mean_kl,
             "merge.tolerance.rounding",
             tolerance.rounding,
@@ -162,7 +175,7 @@ def _checks(parity: Parity, tolerance: Tolerance) -> list[Check]:
     ]
 
 
-def _hold(checks: list[Check], parity: Parity, merge: Merge) -> None:
+def _verify(checks: list[Check], parity: Parity, merge: Merge) -> None:
     failed = [
         f"  - {check.what} is {check.value:.3g}, over {check.limit} = {check.at_most:.3g}. "
         f"{check.remedy}"

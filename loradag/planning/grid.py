@@ -6,6 +6,7 @@ files share one composition, and only their values are set anew, by Hydra's own 
 
 import copy
 import itertools
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,10 +33,10 @@ def without_unstaged(overrides: Sequence[str]) -> list[str]:
     return [o for o in overrides if o.lstrip("+").split(".")[0] not in UNSTAGED]
 
 
-def short(keys: Sequence[str]) -> list[str]:
-    """`adapter.r` as `r`, where no other key ends alike."""
-    ends = [key.rpartition(".")[2] for key in keys]
-    return [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
+def promote_command(overrides: Sequence[str]) -> str:
+    """The command that makes the job of `overrides` the project's own run, from the cache."""
+    quoted = map(shlex.quote, without_unstaged(overrides))
+    return " ".join(["python -m conf", *quoted, "&& dvc repro"])
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loradag.planning.parameters import Shape, trainable_parameters
+from loradag.planning.parameters import trainable_parameters
+from loradag.planning.shape import Shape
 
 MIB = 2**20
 # Interpreter and libraries, as measured: the host's share of every stage.

@@ -9,12 +9,14 @@ from typing import Any
 
 from hydra.errors import HydraException
 
+from loradag.comparison.ranking import short
 from loradag.compat.dvc import cache_folder
 from loradag.config.problems import ConfigError, LoradagError
-from loradag.planning.grid import composer, expand, is_grid, short, sweep_overrides, swept_keys
+from loradag.planning.grid import composer, expand, is_grid, sweep_overrides, swept_keys
 from loradag.planning.memory import longest_drawn, merge_bytes, train_bytes
-from loradag.planning.parameters import Shape, model_shape, total_parameters, trainable_parameters
+from loradag.planning.parameters import model_shape, total_parameters, trainable_parameters
 from loradag.planning.pipeline import Pipeline, Planned, StageStatus
+from loradag.planning.shape import Shape
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def print_overview(plan: Overview) -> None:
         console.print(f"Downloads about {size(sum(downloads.values()))} of weights from the hub.")
     if any(job.shape is None and not job.problems for job in plan.jobs):
         console.print(
-            "Parameters and memory: no formula for this model, or its config is not known yet."
+            "Parameters and memory: the model's config is not known before it is fetched, or "
+            "transformers has no such causal language model."
         )
 
 

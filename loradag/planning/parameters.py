@@ -1,84 +1,76 @@
-"""Parameters of a model and of an adapter on it, by formula from the model's config.
+"""Parameters of a model and of an adapter on it, from the model's config.
 
-h hidden size, L layers, V vocabulary, I intermediate size, H and K attention and key-value heads
-of width d. A layer of the Llama family holds
+For the Llama family by formula, without torch. h hidden size, L layers, V vocabulary, I
+intermediate size, H and K attention and key-value heads of width d. A layer has
 
     q (h, Hd)   k, v (h, Kd)   o (Hd, h)   gate, up (h, I)   down (I, h)   and two norms of h,
 
-the model L of them, embeddings of V h, a last norm of h, and, untied, an output of V h.
+the model L of them, embeddings of V h, a last norm of h, and, untied, an output of V h. Any other
+architecture is built on the meta device and counted.
+
 LoRA of rank r adds r (in + out) to a matrix (https://arxiv.org/abs/2106.09685), DoRA a magnitude
-of out beside it.
+for each output as well.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-FAMILIES = {"llama", "mistral", "gemma", "qwen2"}
-BIASED = {"qwen2": ("q_proj", "k_proj", "v_proj")}
-UNTIED_BY_DEFAULT = {"llama", "mistral", "qwen2"}
+from loradag.planning.shape import Linear, Shape
 
-
-@dataclass(frozen=True)
-class Linear:
-    """A weight matrix that an adapter can stand on."""
-
-    name: str
-    inputs: int
-    outputs: int
-    bias: bool = False
-
-    @property
-    def parameters(self) -> int:
-        return self.inputs * self.outputs + (self.outputs if self.bias else 0)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the formulas need of a model."""
-
-    hidden: int
-    layers: int
-    vocabulary: int
-    intermediate: int
-    heads: int
-    linears: tuple[Linear, ...]  # of all layers
-    tied: bool
-
-    @property
-    def embedding(self) -> int:
-        return self.vocabulary * self.hidden
-
-    @property
-    def linear_parameters(self) -> int:
-        return sum(linear.parameters for linear in self.linears)
-
-    @property
-    def parameters(self) -> int:
-        embeddings = self.embedding * (1 if self.tied else 2)
-        norms = (2 * self.layers + 1) * self.hidden
-        return embeddings + self.linear_parameters + norms
+BIASED = {"llama": (), "mistral": (), "gemma": (), "qwen2": ("q_proj", "k_proj", "v_proj")}
+TIED_BY_DEFAULT = ("gemma",)
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+)  # fmt: skip
 
 
 def model_shape(model: Mapping[str, Any]) -> Shape | None:
-    """The shape that the `model` section tells; None: not told, or of another family."""
+    """The shape of the model that the `model` section describes.
+
+    None: its config is not known before it is fetched, or transformers has no such causal model.
+    """
     config = dict(model.get("config") or {})
     if model["source"] == "local" and not config:
         path = Path(str(model["path"])).expanduser() / "config.json"
         config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    family = config.get("model_type")
-    if family not in FAMILIES:
+    if not config.get("model_type"):
         return None
-    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
-    heads = config["num_attention_heads"]
+    if _has_formula(config):
+        return llama_shape(config)
+    from loradag.planning.meta_model import shape_on_meta
+
+    return shape_on_meta(config)
+
+
+def _has_formula(config: Mapping[str, Any]) -> bool:
+    """Whether `llama_shape` knows the family, and the config leaves none of its sizes open."""
+    return (
+        config["model_type"] in BIASED
+        and all(config.get(key) for key in SIZES)
+        and not config.get("attention_bias")
+        and not config.get("mlp_bias")
+        and bool(config.get("head_dim") or config["model_type"] != "gemma")
+    )
+
+
+def llama_shape(config: Mapping[str, Any]) -> Shape:
+    """The shape of a model of the Llama family, by formula."""
+    family, hidden, layers = (
+        config["model_type"],
+        config["hidden_size"],
+        config["num_hidden_layers"],
+    )
+    heads, inner, vocabulary = (
+        config["num_attention_heads"], config["intermediate_size"], config["vocab_size"],
+    )  # fmt: skip
     key_heads = config.get("num_key_value_heads") or heads
     width = config.get("head_dim") or hidden // heads
-    inner = config["intermediate_size"]
     sizes = {
         "self_attn.q_proj": (hidden, heads * width),
         "self_attn.k_proj": (hidden, key_heads * width),
@@ -90,27 +82,42 @@ def model_shape(model: Mapping[str, Any]) -> Shape | None:
     }
     linears = tuple(
         Linear(f"model.layers.{layer}.{name}", *size,
-               bias=name.rpartition(".")[2] in BIASED.get(family, ()))
+               bias=name.rpartition(".")[2] in BIASED[family])
         for layer in range(layers)
         for name, size in sizes.items()
     )  # fmt: skip
-    tied = config.get("tie_word_embeddings", family not in UNTIED_BY_DEFAULT)
-    return Shape(hidden, layers, config["vocab_size"], inner, heads, linears, tied)
+    embedding = Linear("model.embed_tokens", vocabulary, hidden)
+    tied = config.get("tie_word_embeddings", family in TIED_BY_DEFAULT)
+    norms = (2 * layers + 1) * hidden
+    return Shape(
+        parameters=sum(linear.parameters for linear in linears)
+        + embedding.parameters * (1 if tied else 2)
+        + norms,
+        hidden=hidden,
+        layers=layers,
+        intermediate=inner,
+        linears=linears,
+        embedding=embedding,
+        output=Linear("lm_head", hidden, vocabulary),
+    )
 
 
 def trainable_parameters(shape: Shape, adapter: Mapping[str, Any]) -> int:
     """What training updates: the adapter's parameters, or all of them."""
     if adapter["variant"] == "none":
         return shape.parameters
+    if shape.config is not None:
+        return _count_on_meta(shape.config, json.dumps(adapter))[0]
     rank = int(adapter["r"])
-    targets = [linear for linear in _adaptable(shape) if _is_target(linear.name, adapter)]
+    matrices = (*shape.linears, shape.embedding, shape.output)
+    targets = _targets(shape, adapter["target_modules"])
     added = sum(rank * (linear.inputs + linear.outputs) for linear in targets)
     if adapter["variant"] == "dora":
         added += sum(linear.outputs for linear in targets)
-    biased = {"none": [], "all": shape.linears, "lora_only": targets}[adapter["bias"]]
+    biased = {"none": (), "all": shape.linears, "lora_only": targets}[adapter["bias"]]
     biases = sum(linear.outputs for linear in biased if linear.bias)
-    whole = adapter["modules_to_save"] or []
-    saved = sum(m.parameters for m in _adaptable(shape) if m.name.rpartition(".")[2] in whole)
+    copied = adapter["modules_to_save"] or []
+    saved = sum(m.parameters for m in matrices if m.name.rpartition(".")[2] in copied)
     return added + biases + saved
 
 
@@ -118,23 +125,29 @@ def total_parameters(shape: Shape, adapter: Mapping[str, Any]) -> int:
     """Of the model in training; biases are trained in place, all else is added."""
     if adapter["variant"] == "none":
         return shape.parameters
+    if shape.config is not None:
+        return _count_on_meta(shape.config, json.dumps(adapter))[1]
     without_bias = {**adapter, "bias": "none"}
     return shape.parameters + trainable_parameters(shape, without_bias)
 
 
-def _adaptable(shape: Shape) -> tuple[Linear, ...]:
-    return (
-        *shape.linears,
-        Linear("model.embed_tokens", shape.vocabulary, shape.hidden),
-        Linear("lm_head", shape.hidden, shape.vocabulary),
-    )
+@cache
+def _count_on_meta(config: str, adapter: str) -> tuple[int, int]:
+    """Trainable and all parameters; a sweep's jobs often have the same adapter."""
+    from loradag.planning.meta_model import count_on_meta
+
+    return count_on_meta(json.loads(config), json.loads(adapter))
 
 
-def _is_target(name: str, adapter: Mapping[str, Any]) -> bool:
+def _targets(shape: Shape, targets: str | Sequence[str]) -> tuple[Linear, ...]:
     """As peft matches `target_modules`: all linear layers but the output, names, or a regex."""
-    targets = adapter["target_modules"]
     if targets == "all-linear":
-        return ".layers." in name
+        return shape.linears
+    matrices = (*shape.linears, shape.embedding, shape.output)
     if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(name == target or name.endswith(f".{target}") for target in targets)
+        return tuple(linear for linear in matrices if re.fullmatch(targets, linear.name))
+    return tuple(
+        linear
+        for linear in matrices
+        if any(linear.name == target or linear.name.endswith(f".{target}") for target in targets)
+    )

@@ -19,6 +19,7 @@ from loradag.models.device import device
 from loradag.quantization import schemes
 from loradag.quantization.errors import Error, compare
 from loradag.quantization.histogram import Histogram
+from loradag.runtime.report_keys import LayerErrors, QuantizedWeights
 
 if TYPE_CHECKING:
     from loradag.config.quantize import Quantize
@@ -30,7 +31,7 @@ def quantize_checkpoint(
     folder: Path,
     options: Quantize,
     activations: Mapping[str, Activations] | None = None,
-) -> dict[str, Any]:
+) -> QuantizedWeights:
     """Quantise the linear layers of `base` into `folder`; return size and error, for the report.
 
     Args:
@@ -51,7 +52,7 @@ def quantize_checkpoint(
     linear, skipped = linear_layers(config, options.skip_modules)
     check_shapes(base, linear, options)
     entries = read_entries(base)
-    layers: list[dict[str, Any]] = []
+    layers: list[LayerErrors] = []
     histogram = None
     total, bits, information_bits = Error(), 0, 0
     with AppendingWriter(folder) as writer:
@@ -95,8 +96,9 @@ def quantize_checkpoint(
         "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         "bytes_full": 2 * parameters,
         "layers": layers,
-        "histogram": histogram.as_dict() if histogram else {},
-        **total.as_dict(),
+        "histogram": histogram.as_dict() if histogram else None,
+        "rmse": total.rmse,
+        "sqnr_db": total.sqnr_db,
     }
 
 
@@ -159,7 +161,7 @@ def check_shapes(base: Path, linear: set[str], options: Quantize) -> None:
         )
 
 
-def measure_unquantized(base: Path) -> dict[str, Any]:
+def measure_unquantized(base: Path) -> QuantizedWeights:
     """The size of the base as it is stored, for the report of `quantize=none`."""
     entries = read_entries(base).values()
     stored = sum(entry.bytes for entry in entries)

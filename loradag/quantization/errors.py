@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from loradag.runtime.report_keys import WeightErrors
 
 if TYPE_CHECKING:
     import torch
@@ -35,10 +37,11 @@ class Error:
         """√(Σ (w − ŵ)² / n), in the unit of the weights."""
         return math.sqrt(self.noise / self.count) if self.count else 0.0
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> WeightErrors:
         """The report's keys; `sqnr_db` is left out where it is infinite or undefined."""
-        sqnr = {} if self.sqnr_db is None else {"sqnr_db": self.sqnr_db}
-        return {"rmse": self.rmse, **sqnr}
+        if self.sqnr_db is None:
+            return {"rmse": self.rmse}
+        return {"rmse": self.rmse, "sqnr_db": self.sqnr_db}
 
 
 def compare(weight: torch.Tensor, restored: torch.Tensor) -> Error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from loradag.runtime.report_keys import WeightHistogram
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +39,7 @@ class Histogram:
         counts, edges = torch.histogram(values, BINS, range=(-reach, reach))
         return cls(layer, edges.tolist(), [int(count) for count in counts], levels.cpu().tolist())
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> WeightHistogram:
         return {
             "layer": self.layer,
             "edges": self.edges,

@@ -1,13 +1,15 @@
-"""The charts of a run's page, each with the sentence that says what it shows."""
+"""The charts of a run's page, each with a sentence about what it shows."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from loradag.reporting.charts import Axis, Frame, axis, legend, tick
+from loradag.reporting.charts import MAIN, Chart, Palette, Scale, scale, tick
+from loradag.runtime.report_keys import EvaluateReport, PrepareReport, QuantizeReport
+
+POINTS = 200  # of a curve that have a tip on hover, at most
 
 
 @dataclass(frozen=True)
@@ -15,106 +17,112 @@ class Figure:
     title: str
     picture: Markup
     caption: str
-    key: Markup = Markup()
+    legend: Markup = Markup()
 
 
 def loss_figure(
-    curves: Mapping[int, Mapping[str, float]], evaluate: Mapping[str, Any]
+    curves: Mapping[int, Mapping[str, float]], evaluate: EvaluateReport | None
 ) -> Figure | None:
-    """Training loss by step, and where the held-out loss stood before and after."""
+    """Training loss by step, with the held-out loss before and after."""
     points = [(float(step), row["loss"]) for step, row in curves.items() if "loss" in row]
     if not points:
         return None
-    levels = [
-        (evaluate[name]["nll"], f"held-out, {name}")
-        for name in ("base", "adapter")
-        if "nll" in evaluate.get(name, {})
-    ]
-    values = [y for _, y in points] + [nll for nll, _ in levels]
-    frame = Frame(
-        Axis("optimizer step", min(0.0, points[0][0]), max(points[-1][0], 1.0), whole=True),
-        axis("loss, nats a token", values),
+    levels = [(evaluate[name]["nll"], f"held-out, {name}") for name in ("base", "adapter")] \
+        if evaluate else []  # fmt: skip
+    held_out = [(float(at), row["eval_loss"]) for at, row in curves.items() if "eval_loss" in row]
+    values = [y for _, y in points + held_out] + [nll for nll, _ in levels]
+    chart = Chart(
+        Scale("optimizer step", min(0.0, points[0][0]), max(points[-1][0], 1.0), integers=True),
+        scale("loss, nats a token", values),
     )
     smooth = _smoothed(points)
-    marks = [frame.line(points, 0, "as logged", faint=smooth != points)]
     captions = []
+    chart.line(points, MAIN if smooth == points else f"{MAIN} faint")
     if smooth != points:
-        marks.append(frame.line(smooth, 0, "moving average"))
+        chart.line(smooth, MAIN)
         captions.append("Faint: as logged. Bold: moving average.")
+    if held_out:
+        chart.line(held_out, "c0", "held-out loss")
+        captions.append("Orange: held-out loss during the training.")
+    for nll, text in levels:
+        chart.horizontal(nll, text)
     if levels:
-        marks += [frame.level(nll, text) for nll, text in levels]
         captions.append("Dashed: mean loss on the held-out rows, before and after the training.")
-    return Figure("Training loss", frame.draw(marks, "training loss by step"), " ".join(captions))
+    shown = points[:: -(-len(points) // POINTS)]
+    chart.dots(shown, MAIN, [f"step {tick(x)}: {y:.4g}" for x, y in shown], radius=0)
+    tips = [f"step {tick(x)}: {y:.4g} held out" for x, y in held_out]
+    chart.dots(held_out, "c0", tips, radius=4)
+    return Figure("Training loss", chart.svg("training loss by step"), " ".join(captions))
 
 
-def length_figure(prepare: Mapping[str, Any]) -> Figure | None:
+def length_figure(prepare: PrepareReport | None) -> Figure | None:
     """The histogram of the rows' lengths."""
-    length = prepare.get("token_length", {})
-    if "histogram" not in length:
+    if prepare is None or prepare["token_length"]["histogram"] is None:
         return None
-    counts, width = length["histogram"]["counts"], length["histogram"]["width"]
+    length, histogram = prepare["token_length"], prepare["token_length"]["histogram"]
+    counts, width = histogram["counts"], histogram["width"]
     edges = [i * width for i in range(len(counts) + 1)]
-    frame = Frame(
-        Axis("tokens a row", 0, edges[-1]), axis("rows", counts, zero=True), width=480, height=270
+    chart = Chart(
+        Scale("tokens a row", 0, edges[-1]), scale("rows", counts, zero=True), width=480, height=270
     )
-    marks = [
-        frame.bars(edges, counts, 0),
-        frame.post(length["p50"], f"median {tick(length['p50'])}"),
-        frame.post(length["p95"], f"95 % {tick(length['p95'])}"),
-    ]
+    chart.bars(edges, counts, "rows")
+    chart.vertical(length["p50"], f"median {tick(length['p50'])}")
+    chart.vertical(length["p95"], f"95 % {tick(length['p95'])}")
     return Figure(
         "Length of the rows",
-        frame.draw(marks, "histogram of row lengths in tokens"),
+        chart.svg("histogram of row lengths in tokens"),
         f"All prepared rows; the longest has {tick(length['max'])} tokens.",
     )
 
 
-def layer_figure(quantize: Mapping[str, Any]) -> Figure | None:
-    """Signal to quantisation noise of every layer, by depth, a line a kind of matrix."""
+def layer_figure(quantize: QuantizeReport | None) -> Figure | None:
+    """Signal to quantisation noise of every layer, by depth, a line for each kind of matrix."""
     by_kind: dict[str, list[tuple[float, float]]] = {}
-    for layer in quantize.get("layers", []):
-        if "sqnr_db" not in layer:  # nothing was lost in it
+    for layer in quantize["layers"] if quantize else []:
+        if layer["sqnr_db"] is None:  # nothing was lost in it
             continue
         depth = re.search(r"\.(\d+)\.", layer["name"])
         kind = layer["name"].rsplit(".", 1)[-1]
         by_kind.setdefault(kind, []).append((float(depth[1]) if depth else 0.0, layer["sqnr_db"]))
-    if not by_kind:
+    if quantize is None or not by_kind:
         return None
     everything = [point for points in by_kind.values() for point in points]
-    depths = axis("layer", [x for x, _ in everything], margin=0.02)
-    frame = Frame(
-        replace(depths, whole=True),
-        axis("SQNR, dB", [y for _, y in everything]),
+    chart = Chart(
+        scale("layer", [x for x, _ in everything], integers=True, margin=0.02),
+        scale("SQNR, dB", [y for _, y in everything]),
     )
-    marks = []
-    for i, (kind, unordered) in enumerate(by_kind.items()):
-        points = sorted(unordered)  # by depth: layer 10 is named before layer 2
-        marks.append(frame.line(points, i, kind))
-        marks.append(frame.dots(points, i, [f"{kind} {tick(x)}: {y:.2f} dB" for x, y in points]))
+    palette = Palette(sorted(by_kind))
+    for kind in palette.names:
+        points = sorted(by_kind[kind])  # by depth: layer 10 is named before layer 2
+        chart.line(points, palette[kind], kind)
+        tips = [f"{kind} {tick(x)}: {y:.2f} dB" for x, y in points]
+        chart.dots(points, palette[kind], tips, radius=2.5)
     return Figure(
         "Quantisation error by layer",
-        frame.draw(marks, "signal to quantisation noise ratio by layer"),
+        chart.svg("signal to quantisation noise ratio by layer"),
         f"Signal to quantisation noise: higher is better, 6 dB are one bit. Over all layers, "
         f"{quantize['scheme']} has {quantize['sqnr_db']:.2f} dB.",
-        legend(list(by_kind)),
+        palette.legend(),
     )
 
 
-def weight_figure(quantize: Mapping[str, Any]) -> Figure | None:
-    """The histogram of one layer's weights with the levels that quantisation leaves."""
-    histogram = quantize.get("histogram")
-    if not histogram:
+def weight_figure(quantize: QuantizeReport | None) -> Figure | None:
+    """The histogram of one layer's weights, with the values that quantisation rounds to."""
+    histogram = quantize["histogram"] if quantize else None
+    if histogram is None:
         return None
     edges, counts, levels = histogram["edges"], histogram["counts"], histogram["levels"]
-    frame = Frame(
-        Axis("weight", min(edges[0], *levels), max(edges[-1], *levels)),
-        axis("weights", counts, zero=True),
+    chart = Chart(
+        Scale("weight", min(edges[0], *levels), max(edges[-1], *levels)),
+        scale("weights", counts, zero=True),
     )
-    marks = [frame.bars(edges, counts, 0), *(frame.post(level) for level in levels)]
+    for level in levels:
+        chart.vertical(level)
+    chart.bars(edges, counts, "weights")
     return Figure(
-        "Weights and the levels they are rounded to",
-        frame.draw(marks, "histogram of weights with quantisation levels"),
-        f"{histogram['layer']}; dashed: its {len(levels)} levels.",
+        "Weights and the values they are rounded to",
+        chart.svg("histogram of weights with the values they are rounded to"),
+        f"{histogram['layer']}; dashed: the {len(levels)} values of its first block.",
     )
 
 

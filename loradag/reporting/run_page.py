@@ -1,21 +1,21 @@
-"""The page of a run: everything that its reports say, on one sheet that loads nothing."""
+"""The page of a run: everything in its reports, on one page that loads nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loradag.reporting import formatting as text
 from loradag.reporting import results
 from loradag.reporting import run_figures as figures
-from loradag.reporting.results import Reports
+from loradag.runtime.report_keys import Reports
 
 
 def render(template: str, **content: Any) -> str:
-    """Fill a template of this folder; what is filled in is escaped."""
-    from jinja2 import Environment, PackageLoader
+    """Fill a template of this folder; values are escaped, and an unknown name is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("loradag.reporting", ""), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True,
+        lstrip_blocks=True, undefined=StrictUndefined,
     )  # fmt: skip
     return environment.get_template(template).render(**content)
 
@@ -29,6 +29,7 @@ def report_page(
     curves: Mapping[int, Mapping[str, float]],
     ran: Mapping[str, bool | None],
     tags: Mapping[str, str],
+    examples: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """`report.html`.
 
@@ -41,9 +42,10 @@ def report_page(
         curves: `plots/loss.csv`, {step: {metric: value}}.
         ran: by stage; False is shown as cached, None as not run.
         tags: MLflow's, of the commit and the state of the DAG.
+        examples: prepared rows: `tokens` (texts), and a mask for each `train.loss` but full.
     """
-    stages = ("prepare", "quantize", "train", "evaluate", "merge", "export")
-    by_stage = {stage: reports.get(stage, {}) for stage in stages}
+    prepare, quantize = reports.get("prepare"), reports.get("quantize")
+    train, evaluate = reports.get("train"), reports.get("evaluate")
     return render(
         "report.html.jinja",
         name=name,
@@ -56,11 +58,14 @@ def report_page(
         sizes=results.sizes(reports),
         merge_checks=results.merge_checks(reports, params),
         exports=results.exports(reports),
-        stages=results.stage_rows(reports, ran),
-        loss=figures.loss_figure(curves, by_stage["evaluate"]),
-        lengths=figures.length_figure(by_stage["prepare"]),
-        layers=figures.layer_figure(by_stage["quantize"]),
-        weights=figures.weight_figure(by_stage["quantize"]),
+        stages=results.stages(reports, ran),
+        general=results.general(reports),
+        tasks=results.tasks(reports),
+        model_names=results.model_names(reports),
+        loss=figures.loss_figure(curves, evaluate),
+        lengths=figures.length_figure(prepare),
+        layers=figures.layer_figure(quantize),
+        weights=figures.weight_figure(quantize),
         configuration=_sections(flat),
         changed=changed,
         commit=tags.get("mlflow.source.git.commit"),
@@ -70,23 +75,34 @@ def report_page(
         count=text.count,
         size=text.size,
         percent=text.percent,
-        **by_stage,
+        prepare=prepare,
+        quantize=quantize,
+        train=train,
+        evaluate=evaluate,
+        merge=reports.get("merge"),
+        examples=[_trained_tokens(row, params["train"]["loss"]) for row in examples],
     )
+
+
+def _trained_tokens(row: Mapping[str, Any], loss: str) -> list[tuple[str, int]]:
+    """Each token's text, with 1 if the loss is taken over it."""
+    mask = row[loss] if loss != "full" else [1] * len(row["tokens"])
+    return list(zip(row["tokens"], mask, strict=True))
 
 
 def _lead(params: Mapping[str, Any], reports: Reports) -> str:
     """The base, the data and the method in one line."""
-    fetch, prepare, train = (reports.get(stage, {}) for stage in ("fetch", "prepare", "train"))
+    fetch, prepare, train = reports.get("fetch"), reports.get("prepare"), reports.get("train")
     parts = []
-    if "parameters" in fetch:
+    if fetch is not None:
         parts.append(
             f"{fetch['architecture']}, {text.count(fetch['parameters'])} parameters "
             f"({fetch['revision']})"
         )
-    if "train_rows" in prepare:
+    if prepare is not None:
         source = params["prepare"]["id"] or params["prepare"]["path"] or params["prepare"]["source"]
         parts.append(f"{prepare['train_rows']:,} rows of {source}")
-    if "steps" in train:
+    if train is not None:
         parts.append(f"{train['steps']:,} steps, seed {params['seed']}")
     return " · ".join(parts)
 

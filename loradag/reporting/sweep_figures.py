@@ -1,154 +1,151 @@
-"""The charts of a sweep's page."""
+"""The charts of a sweep's page. A colour means the same jobs in each of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from html import escape
 
 from markupsafe import Markup
 
-from loradag.reporting.charts import Axis, Frame, axis, legend, tick
+from loradag.comparison.job_records import JobRecord
+from loradag.comparison.ranking import SEED, Setting, pareto
+from loradag.reporting.charts import MAIN, Categories, Chart, Palette, Scale, scale
 from loradag.reporting.formatting import number
 from loradag.reporting.run_figures import Figure
-from loradag.sweeps.comparison import SEED, Setting, pareto
-from loradag.sweeps.job_records import JobRecord
 
 GROUPING = ("model", "quantize")  # what a job is coloured by, where it is swept
+CELL = 110, 46  # pixels of a heat map, at most
 
 
 def figures(jobs: Sequence[JobRecord], ranked: Sequence[Setting]) -> list[Figure]:
     done = [job for job in jobs if job.failure is None and job.perplexity is not None]
     if not done:
         return []
+    palette = Palette(sorted({_group(job.swept) for job in done}))
+    size = _trade_off(done, palette, "bytes stored, base and adapter", lambda job: job.bytes)
+    speed = _trade_off(
+        done, palette, "training tokens a second", lambda job: job.tokens_per_second, rising=True
+    )
     found = [
-        _trade_off(done, "Size and quality", "bytes stored, base and adapter", lambda j: j.bytes),
-        _trade_off(
-            done, "Speed and quality", "training tokens a second", lambda j: j.tokens_per_second,
-            more_is_better=True,
-        ),
-        *_heat_maps(ranked),
-        _curves([job for job in jobs if job.curve]),
-        *(_by_option(ranked, key) for key in _categories(ranked)),
-    ]  # fmt: skip
-    return [figure for figure in found if figure is not None]
+        size and Figure("Size and quality", *size),
+        speed and Figure("Speed and quality", *speed),
+        *_heat_maps(ranked, palette),
+        _curves([job for job in done if job.curve], palette),
+        *(_by_option(ranked, key, palette) for key in _categories(ranked)),
+    ]
+    return [figure for figure in found if figure]
 
 
-def _group(job: JobRecord) -> str:
-    """The series that a job belongs to: its model and quant type, else its first swept key."""
-    named = [job.swept[key] for key in GROUPING if key in job.swept]
+def _group(swept: dict[str, str]) -> str:
+    """What a job is coloured by: its model and quant type, else its first swept key."""
+    named = [swept[key] for key in GROUPING if key in swept]
     if not named:
-        named = [f"{k}={v}" for k, v in job.swept.items() if k != SEED][:1]
+        named = [f"{key}={value}" for key, value in swept.items() if key != SEED][:1]
     return " ".join(named) or "all"
-
-
-def _series(jobs: Sequence[JobRecord]) -> list[str]:
-    return sorted({_group(job) for job in jobs})
 
 
 def _trade_off(
     jobs: Sequence[JobRecord],
-    title: str,
+    palette: Palette,
     what: str,
     value: Callable[[JobRecord], float | None],
-    more_is_better: bool = False,
-) -> Figure | None:
-    """A dot a job, and the Pareto front: what no other job beats in both."""
-    sign = -1.0 if more_is_better else 1.0
-    points = {job.number: (float(value(job) or 0), job.perplexity or 0.0) for job in jobs
-              if value(job) is not None}  # fmt: skip
+    rising: bool = False,
+) -> tuple[Markup, str, Markup] | None:
+    """A dot for each job, and the Pareto front; `rising`: more of `what` is better."""
+    sign = -1.0 if rising else 1.0
+    points = [
+        (job, float(x), job.perplexity)
+        for job in jobs
+        if (x := value(job)) is not None and job.perplexity is not None
+    ]
     if not points:
         return None
-    front = [(sign * x, y) for x, y in pareto([(sign * x, y) for x, y in points.values()])]
-    xs, ys = zip(*points.values(), strict=True)
-    frame = Frame(axis(what, xs), axis("perplexity", ys))
-    names = _series(jobs)
-    marks = [frame.line(front, len(names), "Pareto front")]
-    for i, name in enumerate(names):
-        mine = [job for job in jobs if job.number in points and _group(job) == name]
-        titles = [f"#{job.number} {job.name}: {number(job.perplexity or 0)}" for job in mine]
-        marks.append(frame.dots([points[job.number] for job in mine], i, titles))
-    caption = "A dot a job; the line joins those that no other beats in both."
-    key = legend([*names, "Pareto front"])
-    return Figure(title, frame.draw(marks, f"perplexity against {what}"), caption, key)
+    chart = Chart(
+        scale(what, [x for _, x, _ in points]), scale("perplexity", [y for _, _, y in points])
+    )
+    front = [(sign * x, y) for x, y in pareto([(sign * x, y) for _, x, y in points])]
+    chart.line(front, "front", "Pareto front")
+    for job, x, y in points:
+        tip = f"#{job.number} {job.name}: {number(y)}"
+        chart.dots([(x, y)], palette[_group(job.swept)], [tip], radius=4)
+    caption = "A dot for each job. Dotted: the Pareto front, which no job beats in both."
+    return chart.svg(f"perplexity against {what}"), caption, palette.legend()
 
 
-def _curves(jobs: Sequence[JobRecord]) -> Figure | None:
+def _curves(jobs: Sequence[JobRecord], palette: Palette) -> Figure | None:
     if not jobs:
         return None
     points = [point for job in jobs for point in job.curve]
     steps = [float(step) for step, _ in points]
-    frame = Frame(
-        Axis("optimizer step", min(0.0, *steps), max(*steps, 1.0)),
-        axis("loss, nats a token", [loss for _, loss in points]),
+    chart = Chart(
+        Scale("optimizer step", min(0.0, *steps), max(*steps, 1.0), integers=True),
+        scale("loss, nats a token", [loss for _, loss in points]),
     )
-    names = _series(jobs)
-    marks = [
-        frame.line([(float(x), y) for x, y in job.curve], names.index(_group(job)), job.name)
-        for job in jobs
-    ]
-    picture = frame.draw(marks, "training loss of every job")
-    return Figure("Training loss", picture, "A line a job; its name on hover.", legend(names))
+    for job in jobs:
+        chart.line(job.curve, f"{palette[_group(job.swept)]} thin", f"#{job.number} {job.name}")
+    picture = chart.svg("training loss of every job")
+    caption = "A line for each job; its name on hover."
+    return Figure("Training loss", picture, caption, palette.legend())
 
 
-def _heat_maps(ranked: Sequence[Setting]) -> list[Figure]:
+def _heat_maps(ranked: Sequence[Setting], palette: Palette) -> list[Figure]:
     """Perplexity by r and alpha, or else by the first two numbers swept; a map for each rest."""
-    keys = [key for key in ranked[0].swept if all(_is_number(s.swept.get(key)) for s in ranked)]
-    keys = [k for k in ("adapter.r", "adapter.alpha") if k in keys] + [
-        k for k in keys if k not in ("adapter.r", "adapter.alpha")
-    ]
+    numeric = [key for key in ranked[0].swept if all(_is_number(s.swept.get(key)) for s in ranked)]
+    first = [key for key in ("adapter.r", "adapter.alpha") if key in numeric]
+    keys = (first + [key for key in numeric if key not in first])[:2]
     if len(keys) < 2:
         return []
-    across, down = keys[:2]
     rests: dict[str, list[Setting]] = {}
     for setting in ranked:
-        rest = " ".join(f"{k}={v}" for k, v in setting.swept.items() if k not in (across, down))
+        rest = " ".join(f"{k}={v}" for k, v in setting.swept.items() if k not in keys)
         rests.setdefault(rest, []).append(setting)
-    low, high = ranked[0].mean, ranked[-1].mean
+    best, worst = ranked[0].mean, ranked[-1].mean
     return [
         Figure(
-            f"Perplexity by {across} and {down}" + (f", {rest}" if rest else ""),
-            _heat_map(mine, across, down, low, high),
+            f"Perplexity by {keys[0]} and {keys[1]}" + (f", {rest}" if rest else ""),
+            _heat_map(settings, keys[0], keys[1], best, worst, palette),
             "Mean over the seeds; the stronger the colour, the better. All maps share a scale.",
         )
-        for rest, mine in sorted(rests.items())
+        for rest, settings in sorted(rests.items())
     ]
 
 
-def _heat_map(ranked: Sequence[Setting], across: str, down: str, low: float, high: float) -> Markup:
-    columns = sorted({setting.swept[across] for setting in ranked}, key=float)
-    rows = sorted({setting.swept[down] for setting in ranked}, key=float, reverse=True)
-    width, height, left = min(110, 600 // len(columns)), 44, 90
-    whole = (left + width * len(columns) + 10, height * len(rows) + 46)
-    label = f"perplexity by {across} and {down}"
-    parts = [f'<svg class="chart" viewBox="0 0 720 {whole[1]}" role="img" aria-label="{label}">']
-    for setting in ranked:
-        x = left + width * columns.index(setting.swept[across])
-        y = height * rows.index(setting.swept[down])
-        strength = 0.06 + 0.5 * ((high - setting.mean) / (high - low) if high > low else 1.0)
-        parts.append(
-            f'<rect class="bar c0" x="{x}" y="{y}" width="{width - 3}" height="{height - 3}" '
-            f'style="fill-opacity:{strength:.2f}"><title>{escape(setting.name)}</title></rect>'
-            f'<text class="note" x="{x + width / 2}" y="{y + height / 2 + 4}" '
-            f'text-anchor="middle">{number(setting.mean)}</text>'
-        )
-    for i, value in enumerate(columns):
-        parts.append(
-            f'<text class="tick" x="{left + width * (i + 0.5)}" y="{height * len(rows) + 16}" '
-            f'text-anchor="middle">{escape(value)}</text>'
-        )
-    for i, value in enumerate(rows):
-        parts.append(
-            f'<text class="tick" x="{left - 10}" y="{height * (i + 0.5) + 4}" '
-            f'text-anchor="end">{escape(value)}</text>'
-        )
-    middle = (left + width * len(columns) / 2, height * len(rows) / 2)
-    parts.append(
-        f'<text class="title" x="{middle[0]}" y="{whole[1] - 8}" text-anchor="middle">'
-        f"{escape(across)}</text>"
-        f'<text class="title" transform="translate(14 {middle[1]}) rotate(-90)" '
-        f'text-anchor="middle">{escape(down)}</text></svg>'
+def _heat_map(
+    settings: Sequence[Setting], across: str, up: str, best: float, worst: float, palette: Palette
+) -> Markup:
+    columns = sorted({setting.swept[across] for setting in settings}, key=float)
+    rows = sorted({setting.swept[up] for setting in settings}, key=float)
+    chart = Chart(
+        Categories(across, columns), Categories(up, rows), height=60 + CELL[1] * len(rows)
     )
-    return Markup("".join(parts))
+    chart.right = max(chart.right, 720 - int(chart.left) - CELL[0] * len(columns))
+    groups = {_group(setting.swept) for setting in settings}
+    colour = palette[groups.pop()] if len(groups) == 1 else MAIN
+    for setting in settings:
+        strength = (worst - setting.mean) / (worst - best) if worst > best else 1.0
+        chart.cell(
+            (setting.swept[across], setting.swept[up]),
+            0.06 + 0.5 * strength,
+            colour,
+            number(setting.mean),
+            setting.name,
+        )
+    return chart.svg(f"perplexity by {across} and {up}")
+
+
+def _by_option(ranked: Sequence[Setting], key: str, palette: Palette) -> Figure:
+    """A row for each option of `key`, the best on top: a dot for each setting."""
+    options = list(dict.fromkeys(setting.swept.get(key, "") for setting in ranked))
+    chart = Chart(
+        scale("perplexity", [setting.mean for setting in ranked]),
+        Categories(key, options[::-1]),
+        height=60 + 34 * len(options),
+    )
+    for setting in ranked:
+        point = (setting.mean, setting.swept.get(key, ""))
+        tip = f"{setting.name}: {number(setting.mean)}"
+        chart.dots([point], palette[_group(setting.swept)], [tip], radius=4)
+    caption = "A dot for each setting, mean over its seeds; the option with the best is on top."
+    return Figure(f"Perplexity by {key}", chart.svg(f"perplexity by {key}"), caption)
 
 
 def _categories(ranked: Sequence[Setting]) -> list[str]:
@@ -158,44 +155,6 @@ def _categories(ranked: Sequence[Setting]) -> list[str]:
         if not all(_is_number(setting.swept.get(key)) for setting in ranked)
         and len({setting.swept.get(key) for setting in ranked}) > 1
     ]
-
-
-def _by_option(ranked: Sequence[Setting], key: str) -> Figure:
-    """A row an option of `key`, best first: a dot a setting, a bar at the best."""
-    options = list(dict.fromkeys(setting.swept.get(key, "") for setting in ranked))
-    scale = axis("perplexity", [setting.mean for setting in ranked])
-    left, right, height = 170, 700, 34
-    foot = height * len(options) + 6
-    parts = [
-        f'<svg class="chart" viewBox="0 0 720 {foot + 42}" role="img" '
-        f'aria-label="perplexity by {escape(key)}">'
-    ]
-    for value in scale.ticks():
-        x = left + scale.at(value) * (right - left)
-        parts.append(
-            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{foot}"/>'
-            f'<text class="tick" x="{x:.1f}" y="{foot + 18}" text-anchor="middle">'
-            f"{tick(value)}</text>"
-        )
-    for i, option in enumerate(options):
-        y = height * (i + 0.5)
-        parts.append(
-            f'<text class="tick" x="{left - 12}" y="{y + 4}" text-anchor="end">'
-            f"{escape(option)}</text>"
-        )
-        for setting in (s for s in ranked if s.swept.get(key, "") == option):
-            x = left + scale.at(setting.mean) * (right - left)
-            title = f"{setting.name}: {number(setting.mean)}"
-            parts.append(
-                f'<circle class="dot c{i % 8}" cx="{x:.1f}" cy="{y}" r="4">'
-                f"<title>{escape(title)}</title></circle>"
-            )
-    parts.append(
-        f'<text class="title" x="{(left + right) / 2}" y="{foot + 36}" text-anchor="middle">'
-        "perplexity</text></svg>"
-    )
-    caption = "A dot a setting, mean over its seeds; the option with the best one on top."
-    return Figure(f"Perplexity by {key}", Markup("".join(parts)), caption)
 
 
 def _is_number(text: str | None) -> bool:

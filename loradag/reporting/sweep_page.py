@@ -1,26 +1,24 @@
-"""`sweep.html`: the comparison on one sheet, which loads nothing."""
+"""`sweep.html`: the comparison on one page, which loads nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from loradag.comparison.job_records import JobRecord
+from loradag.comparison.ranking import by_rank, settings, verdict_of, winner
 from loradag.reporting import formatting as text
+from loradag.reporting.run_page import render
 from loradag.reporting.sweep_figures import figures
-from loradag.sweeps.comparison import by_rank, promote_command, settings, verdict_of, winner
-from loradag.sweeps.job_records import JobRecord
+from loradag.runtime.report_keys import Reports
 
 
-def sweep_page(name: str, jobs: Sequence[JobRecord], keys: Sequence[str]) -> str:
-    """The page; what is filled into it is escaped."""
-    from jinja2 import ChoiceLoader, Environment, PackageLoader
-
-    loaders = [PackageLoader("loradag.sweeps", ""), PackageLoader("loradag.reporting", "")]
-    environment = Environment(
-        loader=ChoiceLoader(loaders), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+def sweep_page(name: str, jobs: Sequence[JobRecord], keys: Sequence[str], command: str) -> str:
+    """The page; `command` promotes the best job. What is filled into it is escaped."""
     ranked, best = settings(jobs), winner(jobs)
     several = any(len(setting.jobs) > 1 for setting in ranked)
-    return environment.get_template("sweep.html.jinja").render(
+    stages = {stage for job in jobs for stage in job.reports}
+    return render(
+        "sweep.html.jinja",
         name=name,
         jobs=jobs,
         ordered=by_rank(jobs),
@@ -31,7 +29,9 @@ def sweep_page(name: str, jobs: Sequence[JobRecord], keys: Sequence[str]) -> str
         seconds=sum(job.seconds for job in jobs),
         saved=sum(job.saved_seconds for job in jobs),
         best=best,
-        command=promote_command(best) if best else "",
+        command=command,
+        missing=[stage for stage in Reports.__annotations__ if stage not in stages],
+        measured=_measured(jobs),
         seeds=[(s, verdict_of(ranked[0], s)) for s in ranked] if several else [],
         figures=figures(jobs, ranked),
         number=text.number,
@@ -39,3 +39,20 @@ def sweep_page(name: str, jobs: Sequence[JobRecord], keys: Sequence[str]) -> str
         size=text.size,
         duration=text.duration,
     )
+
+
+def _measured(jobs: Sequence[JobRecord]) -> dict[str, dict[int, str]]:
+    """What `evaluate` measured of the tuned models besides perplexity: name, job, value."""
+    columns: dict[str, dict[int, str]] = {}
+    for job in jobs:
+        evaluate = job.reports.get("evaluate")
+        if evaluate is None:
+            continue
+        if general := evaluate.get("general"):
+            column = columns.setdefault("on general text", {})
+            column[job.number] = text.number(general["adapter"]["perplexity"])
+        tasks = evaluate.get("tasks")
+        for task, scores in (tasks["adapter"] if tasks else {}).items():
+            for metric, value in scores.items():
+                columns.setdefault(f"{task}: {metric}", {})[job.number] = text.number(value)
+    return columns

@@ -7,12 +7,12 @@ from rich.markup import escape
 
 from loradag.reporting import results
 from loradag.reporting.formatting import change, fixed, number, size
-from loradag.reporting.results import Reports
+from loradag.runtime.report_keys import Reports
 
 NEXT = (
     ("dvc exp run -S adapter.r=16", "another rank"),
     ("python -m stages.sweep -m adapter.r=4,8,16", "a sweep"),
-    ('python -m stages.generate prompt="…"', "let it speak"),
+    ('python -m stages.generate prompt="…"', "generate text"),
     ("make ui", "compare runs in MLflow"),
 )
 
@@ -41,13 +41,16 @@ def print_summary(
     rows(
         "Perplexity", (f"{m.name:<10}{fixed(m.perplexity or 0, 2):>9}  {m.change}" for m in models)
     )
+    rows("General text", _general(reports))
+    rows("Tasks", (f"{task.name} {' → '.join(task.values)}" for task in results.tasks(reports)))
     rows("Trained", [results.trained(reports)])
     rows("Base", [results.sizes(reports)])
     rows("Merge", _merge(reports, params))
     rows("Export", map(_exported, results.exports(reports)))
+    stages = results.stages(reports, ran)
     rows("Ran", [" ".join(stage for stage, did in ran.items() if did)])
     rows("From cache", [" ".join(stage for stage, did in ran.items() if did is False)])
-    rows("Not run", [" ".join(stage for stage, did in ran.items() if did is None)])
+    rows("Not run", [" ".join(stage.name for stage in stages if stage.status == "not run")])
     rows("Next", (f"[bold]{command:<43}[/] [dim]{what}[/]" for command, what in NEXT))
     rows("Page", [page])
     console = Console(highlight=False)
@@ -57,9 +60,16 @@ def print_summary(
     console.print(f"[dim]MLflow[/]      {where}", soft_wrap=True)
 
 
+def _general(reports: Reports) -> Iterator[str]:
+    """What the tuning cost outside its data."""
+    score = results.general(reports)
+    if score is not None:
+        yield f"perplexity {' → '.join(score.values)}  {score.change}"
+
+
 def _merge(reports: Reports, params: Mapping[str, Any]) -> Iterator[str]:
-    merge = reports.get("merge", {})
-    if "passed" not in merge:
+    merge = reports.get("merge")
+    if merge is None:
         return
     outcome = "[green]passed[/]" if merge["passed"] else "[red]failed[/]"
     yield f"{outcome}, into the {merge['base']} base"
@@ -71,11 +81,8 @@ def _exported(file: results.Exported) -> str:
     parts = [file.name]
     if file.bytes:
         parts.append(size(file.bytes))
-    if file.perplexity is not None:
-        moved = change(file.merged_perplexity, file.perplexity) if file.merged_perplexity else ""
-        parts.append(f"perplexity {fixed(file.perplexity, 2)}" + (f" ({moved})" if moved else ""))
-    if file.token_ids_match is not None:
-        parts.append("ids match" if file.token_ids_match else "ids match but for a leading space")
-    if file.tokens_per_second is not None:
-        parts.append(f"{number(file.tokens_per_second, 3)} tokens/s")
+    moved = change(file.merged_perplexity, file.perplexity)
+    parts.append(f"perplexity {fixed(file.perplexity, 2)}" + (f" ({moved})" if moved else ""))
+    parts.append("ids match" if file.token_ids_match else "ids match but for a leading space")
+    parts.append(f"{number(file.tokens_per_second, 3)} tokens/s")
     return ", ".join(parts)

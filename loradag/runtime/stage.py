@@ -5,7 +5,7 @@ import inspect
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,20 @@ from loradag.config.validation import load_config
 from loradag.runtime.atomic import write_json
 from loradag.runtime.environment import configure
 from loradag.runtime.paths import Paths
+from loradag.runtime.report_files import check_report
 
 
-def run_stage(function: Callable[..., dict[str, Any] | None]) -> None:
+def run_stage(
+    function: Callable[..., Mapping[str, Any] | None],
+    *,
+    check: Callable[[Paths, Config], None] | None = None,
+) -> None:
     """Run `function` as the stage of its name, in the working directory.
 
     The parameters after `paths` name the sections of `params.yaml` that it reads; `params.yaml` is
-    validated as a whole first. What it returns, if anything, is written to `reports/NAME.json`,
-    with `seconds`.
+    validated in full first. What it returns, if anything, is checked against its class in
+    `report_keys`, and written with `seconds` to `reports/NAME.json`. `check`, if given, may refuse
+    the full configuration before the stage starts.
     A user's mistake ends in one message and exit code 1.
     """
     name = function.__name__
@@ -31,16 +37,18 @@ def run_stage(function: Callable[..., dict[str, Any] | None]) -> None:
     try:
         config = load_config(paths.params)
         configure(config.runtime)
+        if check is not None:
+            check(paths, config)
         started = time.perf_counter()
         report = function(paths, **sections(function, config))
         if report is not None:
-            report.setdefault("seconds", round(time.perf_counter() - started, 3))
-            write_json(paths.report(name), report)
+            seconds = round(time.perf_counter() - started, 3)
+            write_json(paths.report(name), check_report(name, {**report, "seconds": seconds}))
             mark_ran(paths, name)
     except LoradagError as error:
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"{name}: stopped. Run `dvc repro` to go on.")
+        sys.exit(f"{name}: stopped. Run `dvc repro` to continue.")
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise

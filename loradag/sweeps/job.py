@@ -13,14 +13,15 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from loradag.comparison.job_records import JobRecord, SweepRecord
 from loradag.config.problems import LoradagError
 from loradag.config.validation import validate
 from loradag.runtime import Paths
+from loradag.runtime.report_keys import Reports
 from loradag.sweeps.execution import RECORD, WAITING
 from loradag.sweeps.gpus import claim_gpu
-from loradag.sweeps.job_records import JobRecord, SweepRecord
 from loradag.sweeps.mlflow_runs import close_child, open_child
 from loradag.sweeps.workspaces import make_workspace
 
@@ -155,12 +156,14 @@ def _collect(workspace: Path, job: JobRecord) -> None:
     record = workspace / RECORD
     if record.exists():
         job.stages = json.loads(record.read_text())["stages"]
+    reports: dict[str, dict[str, Any]] = {}
     for stage in job.stages:
         path = paths.report(stage["name"])
         if path.exists():
-            job.reports[stage["name"]] = json.loads(path.read_text(encoding="utf-8"))
+            reports[stage["name"]] = json.loads(path.read_text(encoding="utf-8"))
             if not stage["ran"]:
-                job.saved_seconds += job.reports[stage["name"]].get("seconds", 0.0)
+                job.saved_seconds += reports[stage["name"]].get("seconds", 0.0)
+    job.reports = cast(Reports, reports)
     job.adapter_bytes = sum(file.stat().st_size for file in paths.adapter.glob("*.safetensors"))
     if "train" in job.reports and paths.loss.exists():
         with paths.loss.open(newline="") as file:

@@ -19,6 +19,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.markup import escape
 
+from loradag.comparison.job_records import SweepRecord, read_jobs, write_table
 from loradag.compat.dvc import cache_folder
 from loradag.config.problems import LoradagError
 from loradag.planning.grid import (
@@ -33,7 +34,6 @@ from loradag.planning.grid import (
 )
 from loradag.planning.pipeline import Pipeline
 from loradag.sweeps.gpus import visible_gpus
-from loradag.sweeps.job_records import SweepRecord, read_jobs, write_table
 
 log = logging.getLogger(__name__)
 _running: dict[str, Any] = {}  # the sweep of this process: its folder, and the lock on it
@@ -122,21 +122,18 @@ def _conclude(folder: Path, code: Any) -> Any:
     """Summarize the sweep in the terminal, in `sweep.html` and in MLflow; return the exit code."""
     from rich.console import Console
 
+    from loradag.comparison.ranking import by_rank, settings, winner
+    from loradag.planning.grid import promote_command
     from loradag.reporting.sweep_page import sweep_page
-    from loradag.sweeps.comparison import (
-        by_rank,
-        job_table,
-        promote_command,
-        seed_table,
-        settings,
-        winner,
-    )
+    from loradag.reporting.sweep_tables import job_table, seed_table
     from loradag.sweeps.mlflow_runs import close_parent
 
     sweep, jobs = SweepRecord.read(folder), read_jobs(folder)
     failed = [job for job in jobs if job.failure is not None]
     page = Path(sweep.project) / "sweep.html"
-    page.write_text(sweep_page(sweep.name, jobs, sweep.swept), encoding="utf-8")
+    best = winner(jobs)
+    command = promote_command(best.overrides) if best else ""
+    page.write_text(sweep_page(sweep.name, jobs, sweep.swept, command), encoding="utf-8")
     write_table(folder / "jobs.csv", by_rank(jobs), sweep.swept)
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
@@ -148,11 +145,11 @@ def _conclude(folder: Path, code: Any) -> Any:
     for job in failed:
         console.print(f"[red]#{job.number} {job.name} failed:[/red]", escape(str(job.failure)))
     console.print(f"Page: {page.name}; records: {folder.relative_to(sweep.project)}")
-    if best := winner(jobs):
+    if best is not None:
         complete = any(stage["name"] == "export" for stage in best.stages)
         runs = "only the report runs" if complete else "merge, export and report run"
         console.print(f"Promote the best job ({runs}; the rest is in the cache):")
-        console.print(f"  {promote_command(best)}", markup=False)
+        console.print(f"  {command}", markup=False)
     if code == 130:
         console.print("Stopped. The same command continues: what has run is in the cache.")
     status = "KILLED" if code == 130 else "FAILED" if failed or code else "FINISHED"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from loradag.runtime.report_keys import ExportedFormat, ExportReport, Reports
 from loradag.tracking.live import CURVES
 
 VALUE_LIMIT = 6000  # characters of a param; MLflow's own
@@ -34,15 +35,15 @@ def flat_params(params: Mapping[str, Any]) -> dict[str, str]:
     return {key: shown(value) for key, value in leaves(params)}
 
 
-def flat_metrics(reports: Mapping[str, dict[str, Any]]) -> dict[str, float]:
+def flat_metrics(reports: Reports) -> dict[str, float]:
     """Every number of every report as `stage.key`, truth as 0 or 1; lists are left to the files."""
     return {
         key: float(value) for key, value in leaves(reports) if isinstance(value, bool | int | float)
     }
 
 
-def sized(export: dict[str, Any]) -> dict[str, Any]:
-    """The export's report with the `bytes` of each format's weights beside its other numbers.
+def sized(export: ExportReport) -> ExportReport:
+    """The export's report with the `bytes` of each format's weights among its other numbers.
 
     Its list of files goes by name, and a name holds the model's: no key to compare runs by.
     """
@@ -56,8 +57,11 @@ def sized(export: dict[str, Any]) -> dict[str, Any]:
             if file["format"] == kind and file["path"].endswith(ending)
         )
 
-    formats = export.get("formats", {})
-    return export | {"formats": {n: found | {"bytes": weights(n)} for n, found in formats.items()}}
+    formats = {
+        name: ExportedFormat(**{**measured, "bytes": weights(name)})
+        for name, measured in export["formats"].items()
+    }
+    return {**export, "formats": formats}
 
 
 def read_curves(*files: Path) -> dict[int, dict[str, float]]:

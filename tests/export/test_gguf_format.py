@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loradag.export.gguf_format import rounded, write_gguf
+from loradag.config.problems import LoradagError
+from loradag.export.gguf_format import round_weights, rounded, write_gguf
+from loradag.models.loading import load_model
 from loradag.runtime import Paths
 
 HALF = 2.0**-11  # relative rounding of fp16, which scales are stored in too
@@ -83,7 +85,6 @@ def test_same_model_same_bytes_wherever_it_lies(exportable: Paths, tmp_path: Pat
 def test_an_unknown_tokenizer_is_refused(exportable: Paths, tmp_path: Path) -> None:
     from tokenizers import pre_tokenizers
 
-    from loradag.config.problems import LoradagError
     from loradag.models.tokenizer import load_tokenizer
 
     model = tmp_path / "model"
@@ -109,3 +110,12 @@ def test_an_untied_head_is_a_tensor_of_its_own(exportable: Paths, tmp_path: Path
     assert np.array_equal(
         tensors(tmp_path / "model.gguf")["output.weight"].data, weights["lm_head.weight"].numpy()
     )
+
+
+def test_a_weight_beyond_the_type_is_refused(exportable: Paths) -> None:
+    """As after a learning rate of 1e6: a file of infinities loads, and computes nothing."""
+    model = load_model(exportable.merged, torch.float32)
+    model.get_submodule("model.layers.1.mlp.up_proj").weight.data[0, 0] = 1e6
+    with pytest.raises(LoradagError, match=r"export\.type = f16: model\.layers\.1\.mlp\.up_proj"):
+        round_weights(model, "f16")
+    round_weights(model, "bf16")

@@ -1,13 +1,16 @@
 """The merge stage passes a sound merge, and catches each breakage."""
 
+import contextlib
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from loradag.config.merge import Tolerance
 from loradag.config.problems import LoradagError
@@ -15,7 +18,7 @@ from loradag.config.sections import Config
 from loradag.evaluation.parity import Parity
 from loradag.merging import verification
 from loradag.merging.low_rank import LowRank
-from loradag.merging.verification import _checks
+from loradag.merging.verification import _check_use, _checks
 from loradag.models.loading import load_base
 from loradag.runtime import Paths
 from stages.merge import merge
@@ -156,3 +159,27 @@ def test_the_report_states_the_dtype_that_computed(
     assert merge(adapted, options)["dtype"] == "float32"
     monkeypatch.setattr(verification, "comparison_dtype", lambda folder: torch.bfloat16)
     assert merge(adapted, options)["dtype"] == "bfloat16"
+
+
+def test_a_trained_model_that_computes_nan_is_refused_with_the_reason(
+    adapted: Paths, config: Config, tmp_path: Path
+) -> None:
+    paths = Paths(tmp_path)
+    for folder in ("artifacts", "data"):
+        shutil.copytree(adapted.root / folder, tmp_path / folder)
+    weights = load_file(paths.adapter / "adapter_model.safetensors")
+    weights = {name: tensor * float("nan") for name, tensor in weights.items()}
+    save_file(weights, paths.adapter / "adapter_model.safetensors")
+    with pytest.raises(LoradagError, match=r"train\.learning_rate"):
+        merge(paths, config.merge)
+
+
+@pytest.mark.parametrize(
+    ("perplexity", "useful"), [(1000.0, True), (2e6, False), (math.inf, False)]
+)
+def test_a_trained_model_of_no_use_is_refused(perplexity: float, useful: bool) -> None:
+    """As after a learning rate of 1e6."""
+    parity = Parity(0.0, 0.0, 0.0, 1.0, perplexity, perplexity, 0.0, 1.0)
+    context = contextlib.nullcontext() if useful else pytest.raises(LoradagError, match="of no use")
+    with context:
+        _check_use(parity, vocabulary=1024)

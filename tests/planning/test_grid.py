@@ -3,7 +3,14 @@ from omegaconf import OmegaConf, open_dict
 
 from loradag.config.composition import plain
 from loradag.config.problems import LoradagError
-from loradag.planning.grid import composer, expand, is_grid, sweep_overrides, swept_keys
+from loradag.planning.grid import (
+    composer,
+    expand,
+    is_grid,
+    promote_command,
+    sweep_overrides,
+    swept_keys,
+)
 
 SWEEP = ["experiment=rank_sweep", "quantize=nf4,symmetric", "adapter.dropout=choice(0.0,0.1)"]
 
@@ -48,3 +55,10 @@ def test_a_sweeper_that_chooses_is_no_grid() -> None:
     with composer() as compose:
         assert is_grid(compose.master([]))
         assert not is_grid(compose.master(["hydra/sweeper=optuna"]))
+
+
+def test_the_command_that_promotes_a_job_survives_a_shell() -> None:
+    overrides = ["adapter.target_modules=[q_proj,v_proj]", "sweep.keep=all"]
+    assert promote_command(overrides) == (
+        "python -m conf 'adapter.target_modules=[q_proj,v_proj]' && dvc repro"
+    )

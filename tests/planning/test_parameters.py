@@ -1,12 +1,22 @@
 """The formulas against transformers' and peft's own counts."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from loradag.config.adapter import Adapter
 from loradag.config.composition import compose, plain
-from loradag.planning.parameters import model_shape, total_parameters, trainable_parameters
+from loradag.config.problems import LoradagError
+from loradag.planning.memory import train_bytes
+from loradag.planning.meta_model import shape_on_meta
+from loradag.planning.parameters import (
+    _has_formula,
+    llama_shape,
+    model_shape,
+    total_parameters,
+    trainable_parameters,
+)
 from loradag.training.lora import lora_config
 
 SIZES = {
@@ -19,6 +29,12 @@ FAMILIES: list[dict[str, Any]] = [
     {"model_type": "mistral"},
     {"model_type": "gemma", "head_dim": 16, "tie_word_embeddings": True},
     {"model_type": "qwen2"},
+]
+OTHERS: list[dict[str, Any]] = [
+    {"model_type": "phi"},  # biases everywhere, also in norms and the output
+    {"model_type": "qwen3"},
+    {"model_type": "gemma3_text", "head_dim": 8},
+    {"model_type": "mixtral", "num_local_experts": 4},  # its experts are no linear layers
 ]
 ADAPTERS: list[list[str]] = [
     [],
@@ -49,14 +65,47 @@ def test_a_model_has_as_many_as_transformers_counts(config: dict[str, Any]) -> N
     assert shape.parameters == make(config).num_parameters()
 
 
+@pytest.mark.parametrize("config", FAMILIES, ids=str)
+def test_the_formula_gives_the_shape_of_the_model_on_the_meta_device(
+    config: dict[str, Any],
+) -> None:
+    config = SIZES | config
+    assert _has_formula(config)
+    assert llama_shape(config) == replace(shape_on_meta(config), config=None)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+        {"model_type": "gemma"},  # its heads are 256 wide, whatever the hidden size
+        *OTHERS,
+    ],
+    ids=str,
+)
+def test_what_the_formula_does_not_cover_is_counted_on_the_meta_device(
+    config: dict[str, Any],
+) -> None:
+    shape = model_shape({"source": "random", "config": SIZES | config})
+    assert shape is not None
+    assert shape.parameters == make(config).num_parameters()
+    assert train_bytes(shape, plain(compose(["model=tiny", "adapter.dropout=0"])), 64) > 0
+
+
 @pytest.mark.parametrize("overrides", ADAPTERS, ids=str)
-@pytest.mark.parametrize("config", [FAMILIES[1], FAMILIES[4]], ids=str)
+@pytest.mark.parametrize("config", [FAMILIES[1], FAMILIES[4], *OTHERS], ids=str)
 def test_an_adapter_has_as_many_as_peft_counts(
     config: dict[str, Any], overrides: list[str]
 ) -> None:
     from peft import get_peft_model
 
-    section = plain(compose(["model=tiny", "quantize=none", *overrides]))["adapter"]
+    section = plain(compose(["model=tiny", "quantize=none", "adapter.dropout=0", *overrides]))[
+        "adapter"
+    ]
+    if config["model_type"] in ("phi", "mixtral") and "mlp" in str(section["target_modules"]):
+        pytest.skip("its feed-forward layers have other names")
+    if config["model_type"] == "mixtral" and section["variant"] == "dora":
+        pytest.skip("peft has no DoRA of fused experts")
     shape = model_shape({"source": "random", "config": SIZES | config})
     assert shape is not None
     tuned = get_peft_model(make(config), lora_config(Adapter(**section)))
@@ -86,6 +135,16 @@ def test_without_an_adapter_all_is_trained() -> None:
     assert trainable_parameters(shape, params["adapter"]) == shape.parameters == 139_584
 
 
-def test_an_unknown_family_has_no_formula() -> None:
-    assert model_shape({"source": "hub", "config": {"model_type": "mamba"}}) is None
+def test_an_adapter_that_peft_refuses_is_an_error_with_its_reason() -> None:
+    """Fused experts take no dropout."""
+    shape = model_shape({"source": "random", "config": SIZES | OTHERS[-1]})
+    section = plain(compose(["model=tiny", "adapter.dropout=0.1"]))["adapter"]
+    assert shape is not None
+    with pytest.raises(LoradagError, match="lora_dropout"):
+        trainable_parameters(shape, section)
+
+
+def test_a_model_that_transformers_does_not_have_has_no_shape() -> None:
+    assert model_shape({"source": "hub", "config": {"model_type": "of_tomorrow"}}) is None
+    assert model_shape({"source": "hub", "config": {"model_type": "vit"}}) is None
     assert model_shape({"source": "hub", "config": {}}) is None

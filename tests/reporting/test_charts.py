@@ -1,8 +1,20 @@
+import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+from markupsafe import Markup
 
-from loradag.reporting.charts import Axis, Frame, axis, legend, tick
+from loradag.reporting.charts import (
+    COLOURS,
+    MAIN,
+    Categories,
+    Chart,
+    Palette,
+    Scale,
+    scale,
+    standalone,
+    tick,
+)
 
 
 def parsed(picture: str) -> ElementTree.Element:
@@ -19,55 +31,94 @@ def parsed(picture: str) -> ElementTree.Element:
     ],
 )
 def test_ticks_are_round_and_within_the_axis(low: float, high: float, ticks: list[float]) -> None:
-    assert Axis("", low, high).ticks() == pytest.approx(ticks)
+    assert Scale("", low, high).tick_values() == pytest.approx(ticks)
 
 
-def test_whole_axes_have_whole_ticks() -> None:
-    assert Axis("", 0, 1, whole=True).ticks() == [0, 1]
-    assert Axis("", 0, 12, whole=True).ticks() == [0, 3, 6, 9, 12]
+def test_integer_scales_have_integer_ticks() -> None:
+    assert Scale("", 0, 1, integers=True).tick_values() == [0, 1]
+    assert Scale("", 0, 12, integers=True).tick_values() == [0, 3, 6, 9, 12]
 
 
-def test_a_logarithmic_axis_has_equal_ratios_at_equal_distances() -> None:
-    scale = Axis("", 1, 100, log=True)
-    assert [scale.at(value) for value in (1, 10, 100)] == pytest.approx([0, 0.5, 1])
-    assert scale.ticks() == pytest.approx([1, 2, 5, 10, 20, 50, 100])
-    assert Axis("", 1, 1e6, log=True).ticks() == pytest.approx([10.0**i for i in range(7)])
+def test_a_logarithmic_scale_has_equal_ratios_at_equal_distances() -> None:
+    log = Scale("", 1, 100, log=True)
+    assert [log.at(value) for value in (1, 10, 100)] == pytest.approx([0, 0.5, 1])
+    assert log.tick_values() == pytest.approx([1, 2, 5, 10, 20, 50, 100])
+    assert Scale("", 1, 1e6, log=True).tick_values() == pytest.approx([10.0**i for i in range(7)])
 
 
-def test_axes_hold_their_values() -> None:
+def test_scales_contain_their_values() -> None:
     for values in ([3.0, 4.0], [5.0], [0.0], [], [-1.0, float("nan"), 2.0]):
         for log in (False, True):
-            scale = axis("", values, log=log)
-            assert scale.low < scale.high
+            made = scale("", values, log=log)
+            assert made.low < made.high
             for value in values:
                 if value == value and (value > 0 or not log):
-                    assert 0 <= scale.at(value) <= 1
-    assert axis("", [3.0, 9.0], zero=True).low == 0
+                    assert 0 <= made.at(value) <= 1
+    assert scale("", [3.0, 9.0], zero=True).low == 0
 
 
-def test_marks_stand_within_the_picture_and_in_order() -> None:
-    frame = Frame(axis("step", [0, 10]), axis("loss", [2.0, 4.0]))
-    left, low = frame.place((0, 2.0))
-    right, high = frame.place((10, 4.0))
-    assert 0 < left < right < frame.width
-    assert 0 < high < low < frame.height, "y grows downwards"
+def test_categories_are_at_equal_distances_in_their_order() -> None:
+    ticks = Categories("", ("a", "b")).ticks()
+    assert ticks == [(0.25, "a"), (0.75, "b")]
 
 
-def test_a_picture_is_well_formed_and_escapes_what_it_is_given() -> None:
-    frame = Frame(axis("<x>", [1, 2]), axis("a & b", [3, 4]))
-    marks = [
-        frame.line([(1, 3), (2, 4)], 0, "<i>"),
-        frame.dots([(1, 3)], 9, ["&"]),
-        frame.bars([1, 1.5, 2], [3.5, 0], 1),
-        frame.level(3.5, "<b>"),
-        frame.post(1.5, "</svg>"),
-    ]
-    svg = parsed(frame.draw(marks, '"quoted"'))
+def test_marks_are_within_the_picture_and_in_order() -> None:
+    chart = Chart(scale("step", [0, 10]), scale("loss", [2.0, 4.0]))
+    left, low = chart.place((0, 2.0))
+    right, high = chart.place((10, 4.0))
+    assert 0 < left < right < chart.width
+    assert 0 < high < low < chart.height, "y grows downwards"
+
+
+def test_a_picture_is_well_formed_and_escapes_its_text() -> None:
+    chart = Chart(scale("<x>", [1, 2]), scale("a & b", [3, 4]))
+    chart.line([(1, 3), (2, 4)], "c0", "<i>")
+    chart.dots([(1, 3)], "c1", ["&"])
+    chart.bars([1, 1.5, 2], [3.5, 0], "rows")
+    chart.horizontal(3.5, "<b>")
+    chart.vertical(1.5, "</svg>")
+    chart.label((1, 3), "<u>")
+    svg = parsed(chart.svg('"quoted"'))
     assert svg.attrib["aria-label"] == '"quoted"'
     assert "<x>" in "".join(svg.itertext())
-    assert len(svg.findall("rect")) == 1, "an empty bin has no bar"
-    assert svg.find("circle").attrib["class"] == "dot c1"  # type: ignore[union-attr]
-    assert parsed(legend(["<q>"])).findtext("li") is not None
+    bars = [mark for mark in svg.findall("rect") if "bar" in mark.get("class", "")]
+    assert len(bars) == 1, "an empty bin has no bar"
+    assert parsed(Palette(["<q>", "&"]).legend()).findtext("li") is not None
+
+
+def test_a_tip_stays_within_the_picture_and_over_all_marks() -> None:
+    """The text of a point near the edge is not cut off."""
+    long = "x" * 60
+    chart = Chart(scale("x", [1, 2]), scale("y", [3, 4]))
+    chart.dots([(1, 4), (2, 3)], "c0", [long, long])
+    svg = parsed(chart.svg("tips"))
+    assert [child.get("class") for child in svg][-2:] == ["tip", "tip"]
+    for text in svg.findall("g/text"):
+        half = 6.6 * len(long) / 2
+        assert half <= float(text.attrib["x"]) <= chart.width - half
+
+
+def test_a_name_keeps_its_colour_and_one_series_has_the_main_one() -> None:
+    names = [f"series {i}" for i in range(COLOURS)]
+    palette = Palette(names)
+    assert len({palette[name] for name in names}) == COLOURS
+    assert [palette[name] for name in names] == [palette[name] for name in names]
+    assert Palette(["one"])["one"] == MAIN
+    assert Palette(["one"]).legend() == Markup()
+
+
+def test_every_class_of_a_mark_has_a_style_in_both_modes() -> None:
+    chart = Chart(scale("x", [1, 2]), scale("y", [3, 4]))
+    chart.dots([(1, 3)], "c0", ["tip"])
+    file = standalone(chart.svg("alone"))
+    parsed(file)
+    light, dark = file.split("prefers-color-scheme: dark", 1)
+    for name in (MAIN, *(f"c{i}" for i in range(COLOURS))):
+        assert f"--{name}: #" in light
+        assert f"--{name}: #" in dark
+        assert re.search(rf"\.{name} {{ color: var\(--{name}\); }}", file)
+    assert "url(" not in file
+    assert "@import" not in file
 
 
 def test_labels_of_ticks() -> None:

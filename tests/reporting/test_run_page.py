@@ -1,9 +1,11 @@
+import re
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
-from loradag.reporting.results import models
+from loradag.reporting.results import models, note
+from loradag.reporting.run_figures import loss_figure
 from loradag.reporting.run_page import report_page
 from loradag.reporting.terminal import print_summary
 from loradag.tracking.flattening import flat_params
@@ -76,6 +78,54 @@ def test_the_page_says_what_the_reports_say() -> None:
     assert "c" * 12 in said
 
 
+def test_forgetting_and_task_scores_are_shown_where_evaluate_has_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plain = Reader(page(params(), reports())).text
+    assert "Forgetting" not in plain
+    assert "Outside the tuning data" not in plain
+    measured = reports()
+    names = ("base", "quantized", "adapter")
+    general = {
+        name: {"perplexity": 40.0 + 5 * i, "nll": 3.7, "tokens": 9} for i, name in enumerate(names)
+    }
+    scores = {name: {"local": {"acc": 0.25 + i / 16}} for i, name in enumerate(names)}
+    measured["evaluate"] |= {"general": general, "tasks": scores}
+    text = Reader(page(params(), measured)).text
+    for shown in ("Forgetting", "+25.0 %", "40.00 → 50.00", "local: acc", "0.3125", "+0.125"):
+        assert shown in text
+    print_summary("a run", params(), measured, dict.fromkeys(measured, True), "page", "here")
+    assert "perplexity 40.00 → 45.00 → 50.00  +25.0 %" in capsys.readouterr().out
+    assert "General text: +25.0 %" in note(measured)
+
+
+@pytest.mark.parametrize(
+    ("loss", "marked"),
+    [
+        ("completion", ["&lt;b&gt;", "&lt;/s&gt;"]),
+        ("assistant", ["&lt;/s&gt;"]),
+        ("full", ["&lt;s&gt;", "Hi", "↵\n", "&lt;b&gt;", "&lt;/s&gt;"]),
+    ],
+)
+def test_example_rows_mark_the_tokens_of_the_loss(loss: str, marked: list[str]) -> None:
+    tokens = ["<s>", "Hi", "\n", "<b>", "</s>"]
+    rows = [{"tokens": tokens, "completion": [0, 0, 0, 1, 1], "assistant": [0, 0, 0, 0, 1]}]
+    given = params(f"train.loss={loss}")
+    html = report_page(
+        "a run", given, flat_params(given), set(), reports(), CURVES,
+        dict.fromkeys(reports(), True), {}, rows,
+    )  # fmt: skip
+    assert re.findall(r'<span class="trained">(.*?)</span>', html, re.DOTALL) == marked
+    assert "Rows as the model reads them" not in page(params(), reports())
+
+
+def test_the_held_out_loss_during_training_is_drawn() -> None:
+    figure = loss_figure({1: {"loss": 3.0}, 2: {"loss": 2.5, "eval_loss": 2.75}}, None)
+    assert figure is not None
+    assert "step 2: 2.75 held out" in figure.picture
+    assert "Orange" in figure.caption
+
+
 def test_what_a_model_says_is_text_and_no_markup() -> None:
     whole = reports()
     whole["evaluate"]["samples"][0]["adapter"] = "<script>alert(1)</script>"
@@ -92,7 +142,7 @@ def test_params_that_differ_from_the_committed_are_marked() -> None:
 
 def test_a_run_without_quantisation_says_so() -> None:
     whole = reports()
-    whole["quantize"] = {"scheme": "none", "bytes_full": 269_060_280, "layers": [], "seconds": 1.0}
+    whole["quantize"] |= {"scheme": "none", "layers": [], "histogram": None}
     said = Reader(page(params("quantize=none"), whole)).text
     assert "quantize=none" in said
     assert [model.name for model in models(whole)] == ["base", "adapter"]
@@ -100,19 +150,32 @@ def test_a_run_without_quantisation_says_so() -> None:
 
 def test_a_layer_that_lost_nothing_has_no_error_to_show() -> None:
     whole = reports()
-    del whole["quantize"]["layers"][0]["sqnr_db"]
-    del whole["quantize"]["histogram"]
+    whole["quantize"]["layers"][0]["sqnr_db"] = None
+    whole["quantize"]["histogram"] = None
     Reader(page(params(), whole))
 
 
 @pytest.mark.parametrize("stage", list(reports()))
-def test_a_report_may_be_empty(stage: str) -> None:
-    Reader(page(params(), reports() | {stage: {}}))
-    print_summary("a run", params(), reports() | {stage: {}}, {stage: True}, "report.html", "here")
+def test_a_stage_that_did_not_run_is_named(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    without = {name: report for name, report in reports().items() if name != stage}
+    text = Reader(page(params(), without)).text
+    assert re.search(rf"{stage}\s*not run", text)
+    assert text.count("not run") == 1
+    ran = dict.fromkeys(without, True)
+    print_summary("a run", params(), without, ran, "report.html", "here")
+    assert re.search(rf"Not run\s+{stage}\s", capsys.readouterr().out)
+
+
+def test_a_run_that_ends_after_evaluate_has_a_page() -> None:
+    short = {name: report for name, report in reports().items() if name not in ("merge", "export")}
+    text = Reader(page(params(), short)).text
+    assert "mean KL" not in text
+    assert "sweep.until=export" in text
+    assert text.count("not run") == 2
 
 
 def test_the_terminal_says_what_the_reports_say(capsys: pytest.CaptureFixture[str]) -> None:
-    ran = {"train": True, "fetch": False}
+    ran = dict.fromkeys(reports(), False) | {"train": True}
     print_summary("a [run]", params(), reports(), ran, "report.html", "http://127.0.0.1:5000/#/x")
     said = capsys.readouterr().out
     for text in (

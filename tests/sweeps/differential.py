@@ -24,8 +24,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
+from loradag.comparison.job_records import JobRecord
 from loradag.config.composition import compose, write_params
-from loradag.sweeps.job_records import JobRecord
 from tests.repository import copy_project
 from tests.sweeps import toy
 from tests.sweeps.counting import count_stages

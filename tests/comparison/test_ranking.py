@@ -2,18 +2,15 @@ import random
 
 import pytest
 
-from loradag.reporting.sweep_figures import figures
-from loradag.reporting.sweep_page import sweep_page
-from loradag.sweeps.comparison import (
+from loradag.comparison.job_records import JobRecord
+from loradag.comparison.ranking import (
     pareto,
-    promote_command,
     settings,
     short,
     verdict_of,
     winner,
     within_noise,
 )
-from loradag.sweeps.job_records import JobRecord
 
 
 def job(number: int, perplexity: float | None, **swept: str) -> JobRecord:
@@ -72,41 +69,7 @@ def test_the_winner_is_of_the_best_setting_not_the_luckiest_seed() -> None:
     assert winner([job(0, None)]) is None
 
 
-def test_the_command_home_survives_a_shell() -> None:
-    record = JobRecord(0, ["adapter.target_modules=[q_proj,v_proj]", "sweep.keep=all"], {})
-    assert promote_command(record) == (
-        "python -m conf 'adapter.target_modules=[q_proj,v_proj]' && dvc repro"
-    )
-
-
 def test_short_names_stay_distinct() -> None:
     assert short(["adapter.r", "quantize.bits", "adapter.bits"]) == [
         "r", "quantize.bits", "adapter.bits",
     ]  # fmt: skip
-
-
-def test_the_page_shows_every_job_and_every_chart() -> None:
-    grid = [(r, a, q) for r in ("4", "8") for a in ("8", "16") for q in ("nf4", "int8")]
-    jobs = [
-        job(i, 10.0 + i, adapter_r=r, adapter_alpha=a, quantize=q)
-        for i, (r, a, q) in enumerate(grid)
-    ]
-    jobs.append(job(8, None, adapter_r="16", adapter_alpha="<b>", quantize="nf4"))
-    titles = [figure.title for figure in figures(jobs, settings(jobs))]
-    assert titles == [
-        "Size and quality",
-        "Speed and quality",
-        "Perplexity by adapter.r and adapter.alpha, quantize=int8",
-        "Perplexity by adapter.r and adapter.alpha, quantize=nf4",
-        "Training loss",
-        "Perplexity by quantize",
-    ]
-    page = sweep_page("a sweep", jobs, ["adapter.r", "adapter.alpha", "quantize"])
-    assert page.count("<svg") == len(titles)
-    assert "out of memory" in page
-    assert "<b>" not in page  # what comes from outside is escaped
-    assert "src=" not in page  # nothing is loaded
-
-
-def test_a_sweep_without_results_has_a_page() -> None:
-    assert "1 failed" in sweep_page("a sweep", [job(0, None, adapter_r="4")], ["adapter.r"])

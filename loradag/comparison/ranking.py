@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import math
-import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from loradag.planning.grid import short, without_unstaged
-from loradag.sweeps.job_records import JobRecord
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from loradag.comparison.job_records import JobRecord
 
 SEED = "seed"
 SIGNIFICANCE = 0.05  # two-sided
@@ -75,12 +69,6 @@ def winner(jobs: Sequence[JobRecord]) -> JobRecord | None:
     return by_rank(ranked[0].jobs)[0] if ranked else None
 
 
-def promote_command(job: JobRecord) -> str:
-    """The command that makes `job` the project's own; its outs come from the cache."""
-    overrides = map(shlex.quote, without_unstaged(job.overrides))
-    return " ".join(["python -m conf", *overrides, "&& dvc repro"])
-
-
 def by_rank(jobs: Sequence[JobRecord]) -> list[JobRecord]:
     """The jobs, best first, failures last."""
     return sorted(
@@ -97,50 +85,10 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def job_table(jobs: Sequence[JobRecord], keys: Sequence[str]) -> Table:
-    """A row a job, best first, failures last."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from loradag.reporting.formatting import count, duration, number, size
-
-    names = short(keys)
-    table = Table("#", *names, title="The sweep's jobs", title_justify="left")
-    for column in ("perplexity", "bytes", "trainable", "run", "cache saved"):
-        table.add_column(column, justify="right")
-    best = winner(jobs)
-    for job in by_rank(jobs):
-        swept = [Text(job.swept.get(key, "")) for key in keys]
-        if job.failure is not None:
-            result = ["[red]failed[/red]", "", ""]
-        else:
-            result = [
-                number(job.perplexity) if job.perplexity is not None else "",
-                size(job.bytes) if job.bytes is not None else "",
-                count(job.trainable_parameters) if job.trainable_parameters is not None else "",
-            ]
-        times = [duration(job.seconds), duration(job.saved_seconds)]
-        style = "bold green" if job is best else None
-        table.add_row(str(job.number), *swept, *result, *times, style=style)
-    return table
-
-
-def seed_table(ranked: Sequence[Setting]) -> Table:
-    """A row a setting: mean and spread over its seeds, and whether the best is really better."""
-    from rich.table import Table
-
-    from loradag.reporting.formatting import number
-
-    title = "Over the seeds: mean ± standard deviation"
-    table = Table("setting", title=title, title_justify="left")
-    for column in ("perplexity", "seeds", "against the best"):
-        table.add_column(column, justify="right")
-    for setting in ranked:
-        spread = "" if setting.spread is None else f" ± {number(setting.spread, 2)}"
-        verdict = verdict_of(ranked[0], setting)
-        count = str(len(setting.perplexities))
-        table.add_row(setting.name, number(setting.mean) + spread, count, verdict)
-    return table
+def short(keys: Sequence[str]) -> list[str]:
+    """`adapter.r` as `r`, where no other key ends alike."""
+    ends = [key.rpartition(".")[2] for key in keys]
+    return [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
 
 
 def verdict_of(best: Setting, setting: Setting) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loradag.runtime import write_json
+from loradag.runtime.report_keys import Reports
 
 SWEEP = "sweep.json"
 JOB = "job.json"
@@ -49,7 +50,7 @@ class JobRecord:
     ran_before: list[str] = field(default_factory=list)  # stages that an earlier try ran
     stages: list[dict[str, Any]] = field(default_factory=list)  # name, ran, seconds
     saved_seconds: float = 0.0  # what the stages from the cache took when they ran
-    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reports: Reports = field(default_factory=Reports)
     adapter_bytes: int = 0
     curve: list[tuple[int, float]] = field(default_factory=list)  # (step, loss)
 
@@ -76,25 +77,25 @@ class JobRecord:
     @property
     def perplexity(self) -> float | None:
         """Of the tuned model on held-out tokens."""
-        value = self.reports.get("evaluate", {}).get("adapter", {}).get("perplexity")
-        return None if value is None else float(value)
+        evaluate = self.reports.get("evaluate")
+        return None if evaluate is None else evaluate["adapter"]["perplexity"]
 
     @property
     def bytes(self) -> int | None:
         """Of what has to be stored to run the tuned model: the quantized base and the adapter."""
-        base = self.reports.get("quantize", {}).get("bytes")
-        return None if base is None else int(base) + self.adapter_bytes
+        quantize = self.reports.get("quantize")
+        return None if quantize is None else quantize["bytes"] + self.adapter_bytes
 
     @property
     def trainable_parameters(self) -> int | None:
-        value = self.reports.get("train", {}).get("trainable_parameters")
-        return None if value is None else int(value)
+        train = self.reports.get("train")
+        return None if train is None else train["trainable_parameters"]
 
     @property
     def tokens_per_second(self) -> float | None:
         """In training; as measured when the stage ran."""
-        value = self.reports.get("train", {}).get("tokens_per_second")
-        return None if value is None else float(value)
+        train = self.reports.get("train")
+        return None if train is None else train["tokens_per_second"]
 
 
 def read_jobs(folder: Path) -> list[JobRecord]:

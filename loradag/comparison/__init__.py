@@ -1,0 +1,1 @@
+"""The jobs of a sweep against each other: their records, their ranks, the winner."""

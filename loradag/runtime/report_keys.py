@@ -1,0 +1,270 @@
+"""The keys of every stage's report: the one definition of their names, types and units.
+
+A stage returns its class from here, and `run_stage` refuses any other key before it writes
+`reports/STAGE.json`. Pages, MLflow and sweeps read through the same classes, so mypy finds a key
+that was renamed. A key that may be absent is `NotRequired`; whoever reads it gets None then.
+"""
+
+from typing import NotRequired
+
+from typing_extensions import TypedDict  # pydantic needs it below Python 3.12
+
+
+class StageReport(TypedDict):
+    seconds: NotRequired[float | None]  # wall time; `run_stage` adds it
+
+
+class FetchReport(StageReport):
+    parameters: int
+    bytes: int  # of the weight files
+    revision: str
+    architecture: str
+
+
+class Origin(TypedDict):
+    """The state of a source that is read: of a hub data set or of a package."""
+
+    id: NotRequired[str | None]
+    commit: NotRequired[str | None]
+    package: NotRequired[str | None]
+    version: NotRequired[str | None]
+
+
+class SourceReport(StageReport):
+    origins: dict[str, Origin]  # by source
+
+
+class LengthHistogram(TypedDict):
+    width: int  # tokens a bin
+    counts: list[int]  # rows in each bin, from 0 tokens on
+
+
+class TokenLength(TypedDict):
+    """Tokens a row."""
+
+    p50: float
+    p95: float
+    max: int
+    histogram: NotRequired[LengthHistogram | None]
+
+
+class SourceRows(TypedDict):
+    format: str
+    rows_in: int
+    rows_kept: int
+
+
+class PreparedRows(StageReport):
+    rows_in: int
+    rows_kept: int
+    dropped: dict[str, int]  # rows by reason
+    first_dropped: dict[str, list[str]]  # where the first of them are, by reason
+    sources: dict[str, SourceRows]
+    leaked_prompts: int  # held-out rows whose prompt is trained on
+    train_tokens: int
+    eval_tokens: int
+    trained_token_fraction: float  # of the train tokens: of the completions
+    assistant_token_fraction: float  # of the train tokens: of all turns of the assistant
+    train_rows: int
+    eval_rows: int
+    calibration_rows: int
+    truncated_rows: int
+    token_length: TokenLength
+
+
+class PrepareReport(PreparedRows):
+    template: str
+
+
+class WeightErrors(TypedDict):
+    rmse: float  # in the unit of the weights
+    sqnr_db: NotRequired[float | None]  # absent where nothing was lost
+
+
+class LayerErrors(WeightErrors):
+    name: str
+
+
+class WeightHistogram(TypedDict):
+    """One layer's weights, and the values that those of its first block are rounded to."""
+
+    layer: str
+    edges: list[float]  # of the bins, one more than counts
+    counts: list[int]
+    levels: list[float]
+
+
+class QuantizedWeights(StageReport, WeightErrors):
+    parameters: int
+    quantized_parameters: int
+    bits_per_weight: float  # stored bits incl. scales, over the quantized parameters
+    information_bits_per_weight: NotRequired[float | None]  # without padding to whole bytes
+    bytes: int
+    bytes_full: int  # of the base at 16 bits
+    layers: list[LayerErrors]
+    histogram: NotRequired[WeightHistogram | None]
+
+
+class QuantizeReport(QuantizedWeights):
+    scheme: str
+    calibration_rows: NotRequired[int | None]
+    peak_rss_bytes: int
+
+
+class TrainReport(StageReport):
+    method: str
+    trainable_parameters: int
+    total_parameters: int
+    steps: int  # optimizer steps
+    tokens: int
+    final_loss: float  # nats a token
+    eval_loss: float  # of the weights that are kept, on held-out rows; nats a token
+    kept_step: int  # optimizer step of the weights that are kept
+    stopped_early: bool
+    tokens_per_second: float
+    peak_memory_bytes: int
+    resumed_from_step: int  # 0: not resumed
+    dtype: str
+    device: str
+    checkpoint_key: str
+
+
+class HeldOutLoss(TypedDict):
+    """A model's loss on the held-out rows."""
+
+    perplexity: float  # exp(nll)
+    nll: float  # nats a token
+    bits_per_byte: float  # of the rows' UTF-8
+    tokens: int
+
+
+class Sample(TypedDict):
+    """Greedy text after a held-out row's prompt."""
+
+    prompt: str
+    base: str
+    adapter: str
+
+
+class GeneralLoss(TypedDict):
+    perplexity: float
+    nll: float  # nats a token
+    tokens: int
+
+
+class BaselineGeneral(TypedDict):
+    """Each model's loss on a text outside the tuning data."""
+
+    base: GeneralLoss
+    quantized: GeneralLoss
+
+
+class GeneralText(BaselineGeneral):
+    adapter: GeneralLoss
+
+
+Scores = dict[str, dict[str, float]]  # by task and metric of lm-evaluation-harness
+
+
+class BaselineScores(TypedDict):
+    base: Scores
+    quantized: Scores
+
+
+class TaskScores(BaselineScores):
+    adapter: Scores
+
+
+class BaselineReport(StageReport):
+    base: HeldOutLoss
+    quantized: HeldOutLoss
+    general: NotRequired[BaselineGeneral | None]
+    tasks: NotRequired[BaselineScores | None]
+    dtype: str
+
+
+class EvaluateReport(StageReport):
+    base: HeldOutLoss
+    quantized: HeldOutLoss
+    adapter: HeldOutLoss
+    samples: list[Sample]
+    general: NotRequired[GeneralText | None]
+    tasks: NotRequired[TaskScores | None]
+    ended_fraction: NotRequired[float | None]  # of the samples: that end with EOS
+    dtype: str
+
+
+class Parity(StageReport):
+    """The merged model against the trained one, or an exported model against the merged one."""
+
+    max_abs_logit_diff: float
+    mean_abs_logit_diff: NotRequired[float | None]
+    mean_kl: float  # nats a token
+    top_match: NotRequired[float | None]  # fraction of tokens
+    perplexity_before: float
+    perplexity_after: float
+    greedy_match: float  # fraction
+    mean_abs_nll_diff: NotRequired[float | None]  # nats a token
+
+
+class MergeChecks(Parity):
+    rounding_kl: NotRequired[float | None]  # to the weights merged into; nats a token
+    largest_layer_error: NotRequired[float | None]  # relative
+    dtype: str  # that both models were compared in
+    passed: bool
+
+
+class MergeReport(MergeChecks):
+    base: str  # original or dequantized
+    peak_rss_bytes: int
+
+
+class ExportedFile(TypedDict):
+    format: str
+    path: str  # below artifacts/export
+    bytes: int
+    sha256: str
+
+
+class ExportedFormat(TypedDict):
+    """What the runtime of a format makes of it."""
+
+    runtime: str
+    dtype: str  # that the references were computed in
+    base: NotRequired[str | None]  # of an adapter: the scheme of its base
+    perplexity: float
+    expected_perplexity: float  # with the rounding of the format, measured in transformers
+    merged_perplexity: float  # of the merged model on the same rows
+    mean_kl: float  # to what it should compute; nats a token
+    mean_kl_limit: float
+    mean_kl_to_merged: float  # nats a token
+    mean_abs_nll_diff: float  # nats a token
+    mean_abs_nll_diff_limit: float
+    tokens: int  # of the rows that were compared
+    texts: int  # whose token ids were compared
+    token_ids_match: bool
+    greedy_match: float
+    tokens_per_second: float
+    # False: the runtime does not round activations as the model that was trained did.
+    rounds_activations: NotRequired[bool | None]
+    fallbacks: NotRequired[dict[str, str] | None]  # tensors stored in another type
+    bytes: NotRequired[int | None]  # of its weights; `report` adds it up
+
+
+class ExportReport(StageReport):
+    files: list[ExportedFile]
+    formats: dict[str, ExportedFormat]
+
+
+class Reports(TypedDict, total=False):
+    """The reports that a run has, by stage: those of stages that did not run are absent."""
+
+    fetch: FetchReport
+    source: SourceReport
+    prepare: PrepareReport
+    quantize: QuantizeReport
+    train: TrainReport
+    baseline: BaselineReport
+    evaluate: EvaluateReport
+    merge: MergeReport
+    export: ExportReport

@@ -1,0 +1,77 @@
+import re
+
+from loradag.comparison.job_records import JobRecord
+from loradag.comparison.ranking import settings
+from loradag.reporting.sweep_figures import figures
+from loradag.reporting.sweep_page import sweep_page
+from tests.comparison.test_ranking import job
+
+KEYS = ["adapter.r", "adapter.alpha", "quantize"]
+GRID = [(r, a, q) for r in ("4", "8") for a in ("8", "16") for q in ("nf4", "int8")]
+
+
+def grid() -> list[JobRecord]:
+    return [
+        job(i, 10.0 + i, adapter_r=r, adapter_alpha=a, quantize=q)
+        for i, (r, a, q) in enumerate(GRID)
+    ]
+
+
+def test_the_page_shows_every_job_and_every_chart() -> None:
+    jobs = grid()
+    jobs.append(job(8, None, adapter_r="16", adapter_alpha="<b>", quantize="nf4"))
+    titles = [figure.title for figure in figures(jobs, settings(jobs))]
+    assert titles == [
+        "Size and quality",
+        "Speed and quality",
+        "Perplexity by adapter.r and adapter.alpha, quantize=int8",
+        "Perplexity by adapter.r and adapter.alpha, quantize=nf4",
+        "Training loss",
+        "Perplexity by quantize",
+    ]
+    page = sweep_page("a sweep", jobs, KEYS, "promote")
+    assert page.count("<svg") == len(titles)
+    assert "out of memory" in page
+    assert "<b>" not in page  # what comes from outside is escaped
+    assert "src=" not in page  # nothing is loaded
+
+
+def test_a_sweep_without_results_has_a_page() -> None:
+    assert "1 failed" in sweep_page("a sweep", [job(0, None, adapter_r="4")], ["adapter.r"], "")
+
+
+def test_a_quant_type_has_one_colour_on_the_page() -> None:
+    """Also where the options of a chart come in another order, or a chart has one of them alone."""
+    jobs = grid()
+    by_title = {figure.title: figure.picture for figure in figures(jobs, settings(jobs))}
+    colours: dict[str, set[str]] = {}
+    for title, picture in by_title.items():
+        for quantize in ("nf4", "int8"):
+            if title.endswith("quantize=" + quantize):
+                marked = re.findall(r'class="bar (\w+)"', picture)
+            else:
+                dots = zip(
+                    re.findall(r'class="dot (\w+)"', picture),
+                    re.findall(r">([^<>]*): [\d.]+</text></g>", picture),
+                    strict=True,
+                )
+                marked = [colour for colour, tip in dots if f"quantize={quantize}" in tip]
+                lines = r'class="line (\w+) thin"[^>]*><title>[^<]*quantize=' + quantize
+                marked += re.findall(lines, picture)
+            colours.setdefault(quantize, set()).update(marked)
+    assert colours == {"int8": {"c0"}, "nf4": {"c1"}}
+    assert {"Size and quality", "Training loss", "Perplexity by quantize"} <= set(by_title)
+
+
+def test_stages_that_no_job_ran_are_named() -> None:
+    page = sweep_page("a sweep", grid(), KEYS, "promote")
+    assert "not run: fetch, source, prepare, baseline, merge, export" in page
+
+
+def test_forgetting_and_task_scores_are_shown_where_evaluate_has_them() -> None:
+    jobs = grid()
+    jobs[0].reports["evaluate"]["general"] = {"adapter": {"perplexity": 45.25}}
+    jobs[0].reports["evaluate"]["tasks"] = {"adapter": {"local": {"acc": 0.625}}}
+    page = sweep_page("a sweep", jobs, KEYS, "promote")
+    for text in ("on general text", "45.25", "local: acc", "0.625"):
+        assert text in page
