@@ -22,6 +22,7 @@ class SweepRecord:
 
     key: str  # hash of all that the sweep is: its configs and the stages' sources
     name: str
+    pid: int  # of the process that started it
     project: str  # absolute
     cache: str  # absolute
     swept: list[str]  # the keys that take several values

@@ -26,6 +26,7 @@ from loradag.sweeps.mlflow_runs import close_child, open_child
 from loradag.sweeps.workspaces import make_workspace
 
 log = logging.getLogger(__name__)
+PARENT = os.getppid()  # of a launcher's worker: the sweep, which ends it, but not if it is killed
 
 
 def run_job(params: dict[str, Any], folder: Path, number: int, overrides: list[str]) -> JobRecord:
@@ -47,7 +48,7 @@ def run_job(params: dict[str, Any], folder: Path, number: int, overrides: list[s
         log.info("#%d %s: started", number, job.name)
         with claim_gpu(sweep.gpus, f"#{number}") as gpu:
             environment = _environment(sweep, job, gpu)
-            job.failure = _execute(workspace, place / "job.log", environment, number)
+            job.failure = _execute(sweep, workspace, place / "job.log", environment, number)
         _collect(workspace, job)
     except LoradagError as error:
         job.failure = str(error)
@@ -80,9 +81,11 @@ def _environment(sweep: SweepRecord, job: JobRecord, gpu: str | None) -> dict[st
     return environment
 
 
-def _execute(workspace: Path, output: Path, environment: dict[str, str], number: int) -> str | None:
+def _execute(
+    sweep: SweepRecord, workspace: Path, output: Path, environment: dict[str, str], number: int
+) -> str | None:
     """Run the DAG in a process of its own; returns why it failed, if it did."""
-    parent, waiting = os.getppid(), ""
+    waiting = ""
     with output.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "loradag.sweeps.execution", str(workspace)],
@@ -98,8 +101,9 @@ def _execute(workspace: Path, output: Path, environment: dict[str, str], number:
                     code = process.wait(timeout=0.5)
                     break
                 except subprocess.TimeoutExpired:
-                    if os.getppid() != parent:  # the sweep is gone, even if by kill -9
-                        raise KeyboardInterrupt from None
+                    if _is_orphan(sweep):
+                        os.killpg(process.pid, signal.SIGKILL)
+                        os._exit(1)  # a worker would wait for other jobs
                     if (now := _waiting(workspace)) and now != waiting:
                         log.info("#%d %s", number, now)
                     waiting = now
@@ -107,6 +111,14 @@ def _execute(workspace: Path, output: Path, environment: dict[str, str], number:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     return None if code == 0 else _reason(workspace, output)
+
+
+def _is_orphan(sweep: SweepRecord) -> bool:
+    """Whether this is a worker of a sweep that is gone.
+
+    The sweep itself outlives the shell that started it (`nohup`).
+    """
+    return os.getpid() != sweep.pid and os.getppid() != PARENT
 
 
 def _waiting(workspace: Path) -> str:

@@ -91,6 +91,7 @@ def start(config: DictConfig) -> None:
     SweepRecord(
         key=key,
         name=name,
+        pid=os.getpid(),
         project=str(project),
         cache=str(cache_folder(project)),
         swept=swept_keys(config),

@@ -74,7 +74,7 @@ def test_a_killed_sweep_continues_where_it_was(toy: Toy) -> None:
     process = toy.start("stages.sweep", "-m", "adapter.r=4,8", *PARALLEL, TOY_SECONDS="8")
     _wait_for(toy.log, "train", times=2)
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate(timeout=120)  # until the last of its workers has ended
     ran = toy.ran()
     assert ran == {"prepare": 1, "quantize": 1, "train": 2}
 
