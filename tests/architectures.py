@@ -34,7 +34,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "OLMo 2": ("olmo2", "gpt2", UNTIED),
     "Granite": ("granite", "digits", TIED | {"embedding_multiplier": 12.0,
                 "attention_multiplier": 0.1, "residual_multiplier": 0.22, "logits_scaling": 8.0}),
-    "SmolLM3": ("smollm3", "llama3", TIED),
+    "SmolLM3": ("smollm3", "llama3_without_bos", TIED),
     "GPT-2": ("gpt2", "gpt2", {}),
     "GPT-NeoX": ("gpt_neox", "gpt2", UNTIED),
     "StableLM": ("stablelm", "gpt2", UNTIED),
@@ -90,7 +90,7 @@ def _save_tokenizer(kind: str, folder: Path) -> dict[str, int]:
 
 
 def _byte_level(kind: str) -> Any:
-    from tokenizers import Regex, pre_tokenizers
+    from tokenizers import Regex, pre_tokenizers, processors
 
     from loradag.compat.gguf import LLAMA3
     from loradag.models.random_tokenizer import train_tokenizer
@@ -101,9 +101,15 @@ def _byte_level(kind: str) -> Any:
         "gpt2": plain,
         "digits": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), plain]),
         "llama3": _split(Regex(LLAMA3)),
+        "llama3_without_bos": _split(Regex(LLAMA3)),
         "qwen2": _split(Regex(LLAMA3.replace("{1,3}", ""))),
     }
     tokenizer.backend_tokenizer.pre_tokenizer = split[kind]
+    if kind == "llama3":
+        bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos[0]} $A", special_tokens=[bos]
+        )
     return tokenizer
 
 

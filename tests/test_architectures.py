@@ -25,7 +25,7 @@ WITH_EXPERTS = ("Mixtral", "Qwen3-MoE")
 SPACE_ADDED = ("Llama 2", "Mistral", "Phi 3", "Mixtral")
 FAST = [
     ("Llama 2", "nf4"), ("Qwen 2", "int8"), ("Gemma 3", "symmetric"), ("GPT-NeoX", "none"),
-    ("Qwen3-MoE", "nf4"),
+    ("SmolLM3", "none"),    ("Qwen3-MoE", "nf4"),
 ]  # fmt: skip
 TITLE = """# Architectures
 

@@ -109,6 +109,8 @@ def _open(model: Path, path: Path, kind: Any, name: str, scratch: Path) -> Any:
         converter.hparams.setdefault("rotary_pct", rope["partial_rotary_factor"])
     if hparams.get("model_type") == "phi3" and not (model / "tokenizer.model").exists():
         converter.set_vocab = converter._set_vocab_gpt2  # Phi 4's, known by an older class's name
+    set_vocab = converter.set_vocab
+    converter.set_vocab = lambda: _set_vocab(converter, set_vocab)
     known = converter.get_vocab_base_pre
     converter.get_vocab_base_pre = lambda tokenizer: _pre_tokenizer(tokenizer, known)
     return converter
@@ -173,6 +175,21 @@ def _force(converter: Any, choose: Callable[[str], Any]) -> None:
         return choose(new_name)
 
     converter.tensor_force_quant = force
+
+
+def _set_vocab(converter: Any, set_vocab: Callable[[], None]) -> None:
+    """Write the vocabulary, and whether texts begin with BOS.
+
+    Where a file does not state it llama.cpp decides by the pre-tokenizer: Llama 3's adds one.
+    """
+    from gguf import Keys
+    from transformers import AutoTokenizer
+
+    set_vocab()
+    if Keys.Tokenizer.ADD_BOS not in converter.gguf_writer.kv_data[0]:
+        tokenizer = AutoTokenizer.from_pretrained(converter.dir_model, local_files_only=True)
+        adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        converter.gguf_writer.add_add_bos_token(adds_bos)
 
 
 def _pre_tokenizer(tokenizer: Any, known: Any) -> str:

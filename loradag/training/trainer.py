@@ -18,7 +18,7 @@ from loradag.config.train import Train
 from loradag.data.rows import Rows
 from loradag.evaluation.perplexity import score
 from loradag.models.precision import verify_dtype
-from loradag.training.guards import IGNORED, Guards, check_labels
+from loradag.training.guards import IGNORED, Guards, check_labels, check_optimizer
 from loradag.training.packing import verify_packing
 
 
@@ -155,6 +155,7 @@ def make_trainer(
         )
     data = first_rows(labelled(rows, train.loss, checkpoints / "rows.arrow"), train.max_rows)
     check_labels(label_batches(data), train.loss, tokenizer.eos_token_id)
+    check_optimizer(train.optimizer, model.device.type)
     restore = keep_trained_parameters(model)
     stopping = train.early_stopping
     trainer = Trainer(
