@@ -63,14 +63,13 @@ def report(
         reports["export"] = sized(reports["export"])
     # The jobs of a sweep have no report of the stages after `sweep.until`.
     ran = dict.fromkeys(Reports.__annotations__) | stages_ran(paths, reports)
-    examples = paths.prepared / "examples.json"
-    rows = json.loads(examples.read_text(encoding="utf-8")) if examples.exists() else []
+    examples = json.loads(paths.examples.read_text()) if paths.examples.exists() else []
     name, flat = run_name(params), flat_params(params)
     curves = read_curves(paths.loss, paths.eval_loss)
     tags, changed = source_tags(paths.root), changed_params(paths.root, params)
 
     with replacing(paths.page) as page:
-        html = report_page(name, params, flat, changed, reports, curves, ran, tags, rows)
+        html = report_page(name, params, flat, changed, reports, curves, ran, tags, examples)
         page.write_text(html, encoding="utf-8")
     tags |= stage_tags(ran) | {"mlflow.note.content": note(reports)}
     registered = export.register if "merge" in reports else None

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from loradag.runtime import Paths
+from loradag.runtime import Paths, write_json
 from loradag.runtime.stage import mark_ran
 from loradag.tracking.store import open_store
 from tests.conftest import ROOT
@@ -78,16 +79,30 @@ def test_the_stage_writes_publishes_and_prints(
 def test_a_run_wholly_from_the_cache_is_as_complete(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    report = json.loads(paths.report("merge").read_text())
+    write_json(paths.report("merge"), report | {"seconds": 31.0})  # as another run's
     assert run_report(paths.root).returncode == 0
     client, experiment_id = client_of(paths, monkeypatch)
     cached, before = client.search_runs([experiment_id])
     assert cached.data.params == before.data.params
-    assert cached.data.metrics == before.data.metrics
+    assert cached.data.metrics == before.data.metrics | {"merge.seconds": 31.0}
     for run in (cached, before):
         curve = client.get_metric_history(run.info.run_id, "loss")
         assert [point.step for point in curve] == [*range(1, 61)]
     assert cached.data.tags["dvc.lock"] == before.data.tags["dvc.lock"]
     assert cached.data.tags["stage.train"] == "cached"
+
+
+def test_the_same_reports_again_are_the_same_run(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_report(paths.root).returncode == 0
+    client, experiment_id = client_of(paths, monkeypatch)
+    runs = client.search_runs([experiment_id])
+    assert len(runs) == 2
+    for run in runs:
+        curve = client.get_metric_history(run.info.run_id, "loss")
+        assert [point.step for point in curve] == [*range(1, 61)]
 
 
 def test_no_token_is_in_what_was_written(paths: Paths) -> None:

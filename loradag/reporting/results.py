@@ -109,13 +109,12 @@ def tasks(reports: Reports) -> list[Score]:
     """A row for each metric of each task."""
     evaluate = reports.get("evaluate")
     measured = evaluate["tasks"] if evaluate else None
-    if measured is None or measured["base"] is None or measured["adapter"] is None:
+    if measured is None:
         return []
     rows = []
     for task, metrics in measured["base"].items():
         for metric, before in metrics.items():
-            scores = [measured[name] for name in model_names(reports)]
-            values = [number(score[task][metric]) for score in scores if score is not None]
+            values = [number(measured[name][task][metric]) for name in model_names(reports)]
             gained = measured["adapter"][task][metric] - before
             rows.append(Score(f"{task}: {metric}", values, f"{gained:+.4g}"))
     return rows

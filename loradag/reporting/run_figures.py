@@ -29,7 +29,8 @@ def loss_figure(
         return None
     levels = [(evaluate[name]["nll"], f"held-out, {name}") for name in ("base", "adapter")] \
         if evaluate else []  # fmt: skip
-    values = [y for _, y in points] + [nll for nll, _ in levels]
+    held_out = [(float(at), row["eval_loss"]) for at, row in curves.items() if "eval_loss" in row]
+    values = [y for _, y in points + held_out] + [nll for nll, _ in levels]
     chart = Chart(
         Scale("optimizer step", min(0.0, points[0][0]), max(points[-1][0], 1.0), integers=True),
         scale("loss, nats a token", values),
@@ -40,12 +41,17 @@ def loss_figure(
     if smooth != points:
         chart.line(smooth, MAIN)
         captions.append("Faint: as logged. Bold: moving average.")
+    if held_out:
+        chart.line(held_out, "c0", "held-out loss")
+        captions.append("Orange: held-out loss during the training.")
     for nll, text in levels:
         chart.horizontal(nll, text)
     if levels:
         captions.append("Dashed: mean loss on the held-out rows, before and after the training.")
     shown = points[:: -(-len(points) // POINTS)]
     chart.dots(shown, MAIN, [f"step {tick(x)}: {y:.4g}" for x, y in shown], radius=0)
+    tips = [f"step {tick(x)}: {y:.4g} held out" for x, y in held_out]
+    chart.dots(held_out, "c0", tips, radius=4)
     return Figure("Training loss", chart.svg("training loss by step"), " ".join(captions))
 
 

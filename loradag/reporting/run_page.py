@@ -42,7 +42,7 @@ def report_page(
         curves: `plots/loss.csv`, {step: {metric: value}}.
         ran: by stage; False is shown as cached, None as not run.
         tags: MLflow's, of the commit and the state of the DAG.
-        examples: prepared rows: {tokens: text of each token, trained: 1 where it is trained on}.
+        examples: prepared rows: `tokens` (texts), and a mask for each `train.loss` but full.
     """
     prepare, quantize = reports.get("prepare"), reports.get("quantize")
     train, evaluate = reports.get("train"), reports.get("evaluate")
@@ -80,8 +80,14 @@ def report_page(
         train=train,
         evaluate=evaluate,
         merge=reports.get("merge"),
-        examples=[list(zip(row["tokens"], row["trained"], strict=True)) for row in examples],
+        examples=[_trained_tokens(row, params["train"]["loss"]) for row in examples],
     )
+
+
+def _trained_tokens(row: Mapping[str, Any], loss: str) -> list[tuple[str, int]]:
+    """Each token's text, with 1 if the loss is taken over it."""
+    mask = row[loss] if loss != "full" else [1] * len(row["tokens"])
+    return list(zip(row["tokens"], mask, strict=True))
 
 
 def _lead(params: Mapping[str, Any], reports: Reports) -> str:

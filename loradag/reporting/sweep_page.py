@@ -52,7 +52,7 @@ def _measured(jobs: Sequence[JobRecord]) -> dict[str, dict[int, str]]:
             column = columns.setdefault("on general text", {})
             column[job.number] = text.number(general["adapter"]["perplexity"])
         tasks = evaluate.get("tasks")
-        for task, scores in ((tasks.get("adapter") or {}) if tasks else {}).items():
+        for task, scores in (tasks["adapter"] if tasks else {}).items():
             for metric, value in scores.items():
                 columns.setdefault(f"{task}: {metric}", {})[job.number] = text.number(value)
     return columns

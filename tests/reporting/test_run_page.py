@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from loradag.reporting.results import models, note
+from loradag.reporting.run_figures import loss_figure
 from loradag.reporting.run_page import report_page
 from loradag.reporting.terminal import print_summary
 from loradag.tracking.flattening import flat_params
@@ -85,7 +86,9 @@ def test_forgetting_and_task_scores_are_shown_where_evaluate_has_them(
     assert "Outside the tuning data" not in plain
     measured = reports()
     names = ("base", "quantized", "adapter")
-    general = {name: {"perplexity": 40.0 + 5 * i} for i, name in enumerate(names)}
+    general = {
+        name: {"perplexity": 40.0 + 5 * i, "nll": 3.7, "tokens": 9} for i, name in enumerate(names)
+    }
     scores = {name: {"local": {"acc": 0.25 + i / 16}} for i, name in enumerate(names)}
     measured["evaluate"] |= {"general": general, "tasks": scores}
     text = Reader(page(params(), measured)).text
@@ -96,16 +99,31 @@ def test_forgetting_and_task_scores_are_shown_where_evaluate_has_them(
     assert "General text: +25.0 %" in note(measured)
 
 
-def test_example_rows_show_which_tokens_are_trained() -> None:
-    rows = [{"tokens": ["<s>", "Hi", "\n", "<b>", "</s>"], "trained": [0, 0, 0, 1, 1]}]
-    given = params()
+@pytest.mark.parametrize(
+    ("loss", "marked"),
+    [
+        ("completion", ["&lt;b&gt;", "&lt;/s&gt;"]),
+        ("assistant", ["&lt;/s&gt;"]),
+        ("full", ["&lt;s&gt;", "Hi", "↵\n", "&lt;b&gt;", "&lt;/s&gt;"]),
+    ],
+)
+def test_example_rows_mark_the_tokens_of_the_loss(loss: str, marked: list[str]) -> None:
+    tokens = ["<s>", "Hi", "\n", "<b>", "</s>"]
+    rows = [{"tokens": tokens, "completion": [0, 0, 0, 1, 1], "assistant": [0, 0, 0, 0, 1]}]
+    given = params(f"train.loss={loss}")
     html = report_page(
         "a run", given, flat_params(given), set(), reports(), CURVES,
         dict.fromkeys(reports(), True), {}, rows,
     )  # fmt: skip
-    assert re.findall(r'<span class="trained">(.*?)</span>', html) == ["&lt;b&gt;", "&lt;/s&gt;"]
-    assert "↵\n" in Reader(html).text
+    assert re.findall(r'<span class="trained">(.*?)</span>', html, re.DOTALL) == marked
     assert "Rows as the model reads them" not in page(params(), reports())
+
+
+def test_the_held_out_loss_during_training_is_drawn() -> None:
+    figure = loss_figure({1: {"loss": 3.0}, 2: {"loss": 2.5, "eval_loss": 2.75}}, None)
+    assert figure is not None
+    assert "step 2: 2.75 held out" in figure.picture
+    assert "Orange" in figure.caption
 
 
 def test_what_a_model_says_is_text_and_no_markup() -> None:

@@ -1,0 +1,182 @@
+"""What this machine has, and what a run as `params.yaml` configures it meets here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loradag.config.problems import LoradagError
+from loradag.config.sections import Config
+from loradag.config.validation import load_config
+from loradag.planning.memory import merge_bytes, train_bytes
+from loradag.planning.parameters import model_shape
+from loradag.planning.shape import Shape
+from loradag.reporting.formatting import count, size
+from loradag.runtime.environment import configure
+from loradag.tracking.store import shown_uri, store_uri
+
+SECONDS = 5  # that a server has to answer
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fact about the machine, and what follows from it."""
+
+    name: str
+    value: str
+    remark: str = ""  # what is slow or fails, and what to do
+    fails: bool = False
+
+
+def examine(project: Path) -> list[Finding]:
+    """Every fact, in the order of the report; `params.yaml` decides which of them matter."""
+    try:
+        config = load_config(project / "params.yaml")
+    except LoradagError as error:
+        return [Finding("params.yaml", "not valid", str(error), fails=True)]
+    configure(config.runtime)
+    params = asdict(config)
+    shape = model_shape(params["model"])
+    return [
+        *_device(config),
+        *_memory(params, shape),
+        _bitsandbytes(config),
+        _disk(project, shape),
+        _mlflow(project),
+        _remote(project),
+        _token(config),
+    ]
+
+
+def _device(config: Config) -> Iterator[Finding]:
+    import torch
+
+    from loradag.models.device import compute_dtype, device
+
+    try:
+        found = device()
+    except LoradagError as error:
+        yield Finding("device", "none", str(error), fails=True)
+        return
+    if found == "cuda":
+        names = [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())]
+        yield Finding("device", f"cuda: {', '.join(names)}")
+    elif found == "mps":
+        yield Finding("device", "mps", "bitsandbytes has no paged optimizers here.")
+    else:
+        remark = "No GPU: models above about 1 B parameters train for hours."
+        yield Finding("device", f"cpu: {os.cpu_count()} cores", remark)
+    native = str(compute_dtype("auto")).removeprefix("torch.")
+    asked = config.train.dtype
+    slow = asked not in ("auto", native, "float32") and found == "cpu"
+    remark = f"train.dtype = {asked} is computed slowly on this CPU. Set train.dtype=auto."
+    yield Finding("native dtype", native, remark if slow else "")
+
+
+def _memory(params: dict[str, Any], shape: Shape | None) -> Iterator[Finding]:
+    available = available_bytes()
+    if shape is None:
+        yield Finding("memory", f"{size(available)} available")
+        return
+    for stage, estimate in (("train", train_bytes), ("merge", merge_bytes)):
+        needed = estimate(shape, params, None)
+        fails = needed > available
+        remark = (
+            "It will run out of memory. Take a smaller model, quantize=nf4, a smaller batch, or "
+            "train.gradient_checkpointing=true."
+        )
+        value = f"{size(available)} available, {stage} takes about {size(needed)} at most"
+        yield Finding(f"memory, {stage}", value, remark if fails else "", fails)
+
+
+def available_bytes() -> int:
+    """Of the GPU that computes, or of this machine."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _bitsandbytes(config: Config) -> Finding:
+    """Whether its kernels run here: a weight is quantized with them."""
+    needed = config.quantize.scheme in ("nf4", "fp4", "int8")
+    try:
+        import torch
+        from bitsandbytes.functional import quantize_4bit
+
+        from loradag.models.device import device
+
+        quantize_4bit(torch.ones(64, 64, device=device()), quant_type="nf4")
+    except Exception as error:  # a missing library, or a kernel that this device lacks
+        remark = f"quantize={config.quantize.scheme} needs it. Take quantize=symmetric."
+        value = f"does not run here: {str(error).splitlines()[0] if str(error) else type(error)}"
+        return Finding("bitsandbytes", value, remark if needed else "", needed)
+    return Finding("bitsandbytes", "its 4-bit kernels run")
+
+
+def _disk(project: Path, shape: Shape | None) -> Finding:
+    free = shutil.disk_usage(project).free
+    if shape is None:
+        return Finding("disk", f"{size(free)} free")
+    # Base, quantized, merged and exported, in the workspace and the cache, at 16 bits each.
+    needed = 2 * 4 * 2 * shape.parameters
+    value = (
+        f"{size(free)} free, a run of {count(shape.parameters)} parameters stores up to "
+        + size(needed)
+    )
+    fails = needed > free
+    remark = "It will fill the disk. `dvc gc -w` frees the cache of what is not in the workspace."
+    return Finding("disk", value, remark if fails else "", fails)
+
+
+def _mlflow(project: Path) -> Finding:
+    import requests
+
+    uri = store_uri(project)
+    shown = shown_uri(uri)
+    if not uri.startswith("http"):
+        return Finding("MLflow", shown)
+    try:
+        requests.get(f"{uri.rstrip('/')}/health", timeout=SECONDS).raise_for_status()
+    except requests.RequestException as error:
+        remark = f"It does not answer ({type(error).__name__}), so `report` will fail. Start it."
+        return Finding("MLflow", shown, remark, fails=True)
+    return Finding("MLflow", f"{shown}, it answers")
+
+
+def _remote(project: Path) -> Finding:
+    listed = subprocess.run(
+        [sys.executable, "-m", "dvc", "remote", "list"], cwd=project, capture_output=True, text=True
+    )
+    names = [line.split()[0] for line in listed.stdout.splitlines() if line.strip()]
+    return Finding("DVC remote", ", ".join(names) or "none: the cache is on this machine alone")
+
+
+def _token(config: Config) -> Finding:
+    """Whether a token is set; never which."""
+    is_set = bool(os.environ.get("HF_TOKEN"))
+    from_hub = config.model.source == "hub"
+    remark = f"{config.model.id} may be gated: accept its licence on the hub and set HF_TOKEN."
+    value = "set" if is_set else "not set"
+    return Finding("HF_TOKEN", value, remark if from_hub and not is_set else "")
+
+
+def print_findings(findings: list[Finding], write: Callable[[str], object] = print) -> None:
+    """A line for each fact, and what follows below it."""
+    for finding in findings:
+        write(f"{finding.name:<15} {finding.value}")
+        if finding.remark:
+            write(f"{'FAILS' if finding.fails else 'note':>15} {finding.remark}")
+    failing = sum(finding.fails for finding in findings)
+    write("Nothing here keeps a run from working." if not failing else f"{failing} will fail.")
