@@ -1,4 +1,4 @@
-"""Time and memory of `prepare` beside a plain `datasets.map`, on the same rows in one run.
+"""Time and memory of `prepare` next to a plain `datasets.map`, on the same rows in one run.
 
 Rows are dialogues of one question and an answer of about 600 tokens, made of the embedded quotes;
 the tokenizer is SmolLM2's. The map renders and tokenizes them row by row, and no more: it neither

@@ -109,7 +109,7 @@ class Prepare:
     prompt: str | None = format_string()  # over the row's fields; null: the format's own
     completion: str | None = format_string()
     date: str = _date()  # what chat templates that print today's date print instead
-    # Fields whose normalised text must not recur; null: all that the row says.
+    # Fields whose normalised text must not recur; null: all of its texts.
     unique: list[str] | None = MISSING
     near_duplicates: float | None = fraction()  # drop rows this similar (Jaccard of word 5-grams)
     min_characters: int = at_least(0)

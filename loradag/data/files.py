@@ -53,7 +53,7 @@ def read_files(index: int, source: Source) -> Iterator[Block]:
                 "its ending states."
             ) from error
         if empty:
-            raise LoradagError(f"{_key(source)}: {label} is empty. Name files that hold rows.")
+            raise LoradagError(f"{_key(source)}: {label} is empty. Name files with rows in them.")
 
 
 def list_files(source: Source) -> list[Path]:
@@ -120,7 +120,7 @@ def _skip_space(stream: Any) -> bytes:
 
 
 def _lines(index: int, stream: Any, label: str, kind: str, start: bytes = b"") -> Iterator[Block]:
-    """Blocks of whole lines; the boundaries depend on the bytes alone."""
+    """Blocks of complete lines; the boundaries depend on the bytes alone."""
     number, rest = 1, start
     while True:
         read = stream.read(BLOCK_BYTES)

@@ -8,7 +8,7 @@ Locality-sensitive hashing finds whom to compare a row with.
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from loradag.data.selection import normalize
+from loradag.data.content import normalize
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,12 +1,9 @@
 """Which rows are kept: by content, whatever the order of the source and its other rows."""
 
-import hashlib
-import re
-import unicodedata
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from loradag.config.prepare import Prepare
+from loradag.data.content import content_id
 from loradag.data.shapes import DroppedError, Example
 from loradag.data.sources import Fields
 
@@ -14,19 +11,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 SPLITS = ("train", "eval", "calibration")
-
-
-def content_id(texts: Iterable[str]) -> str:
-    """Hash of texts up to case, punctuation, spacing and Unicode form: 64 bits in hex."""
-    normal = [normalize(text) for text in texts]
-    return hashlib.sha256("\n".join(normal).encode()).hexdigest()[:16]
-
-
-def normalize(text: str) -> str:
-    """A text without case, punctuation, spacing and Unicode form."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    return re.sub(r"\W+", " ", text.casefold()).strip()
 
 
 def split_of(id: str, prepare: Prepare) -> str:

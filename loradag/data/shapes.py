@@ -62,10 +62,10 @@ class Example:
 
     @property
     def texts(self) -> list[str]:
-        """All that the row says, in order."""
+        """All texts of the row, in order."""
         if self.messages is None:
             return list(self.fields.values())
-        return [_said(message) for message in self.messages]
+        return [_text_of(message) for message in self.messages]
 
     @property
     def opening(self) -> list[str]:
@@ -279,7 +279,7 @@ def _tool_call(call: Any) -> Fields:
 
 
 def _parsed(value: Any) -> Any:
-    """What a JSON text holds; other values as they are."""
+    """The value of a JSON text; other values as they are."""
     if not isinstance(value, str):
         return value
     try:
@@ -297,7 +297,7 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _said(message: Fields) -> str:
+def _text_of(message: Fields) -> str:
     calls = message.get("tool_calls")
     extra = "\n" + json.dumps(calls, sort_keys=True, ensure_ascii=False) if calls else ""
     return f"{message['content']}{extra}"

@@ -1,6 +1,6 @@
 """From text to token ids, with a mask of the tokens that the assistant has written.
 
-A tokenization holds no more of a tokenizer than its backend: it goes to other processes, which need
+A tokenization keeps no more of a tokenizer than its backend: it goes to other processes, which need
 not import torch.
 """
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from loradag.config.evaluate import Evaluate, General
 from loradag.config.problems import LoradagError
+from loradag.data.content import content_id
 from loradag.data.origins import list_sources
-from loradag.data.selection import content_id
 from loradag.data.sources import Unreadable, read_blocks, rows_of
 from loradag.data.templates import encode_prompt
 from loradag.evaluation.perplexity import score

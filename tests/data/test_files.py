@@ -68,10 +68,10 @@ def test_folders_patterns_and_lists(tmp_path) -> None:
         path.parent.mkdir(exist_ok=True)
         content = {"1": JSONL, "2": gzip.compress(JSONL), "3": b"prompt\nHi\n"}.get(path.name[0])
         path.write_bytes(content or b"#")
-    whole = read(tmp_path)
-    assert len(whole) == 11
-    assert whole[0][0] == "a/1.jsonl:1"
-    assert read(tmp_path / "a", tmp_path / "b/3.csv", tmp_path / "a/1.jsonl") == whole
+    every = read(tmp_path)
+    assert len(every) == 11
+    assert every[0][0] == "a/1.jsonl:1"
+    assert read(tmp_path / "a", tmp_path / "b/3.csv", tmp_path / "a/1.jsonl") == every
     assert read(f"{tmp_path}/**/*.csv") == [("3.csv:2", {"prompt": "Hi"})]
 
 

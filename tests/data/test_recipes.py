@@ -12,8 +12,8 @@ from loradag.data.rows import read_rows
 from loradag.data.token_contract import read_contract
 from loradag.models.tokenizer import load_tokenizer
 from loradag.runtime import Paths
+from tests.architectures import save_family
 from tests.conftest import run_stages
-from tests.sentencepiece_model import save_model
 
 SMALL = [
     "prepare.max_tokens=64", "train.packing_tokens=64", "evaluate.window=64", "evaluate.stride=32",
@@ -27,9 +27,9 @@ ALL = (
 )  # fmt: skip
 
 
-def recipe(root: Path, name: str, kind: str, pad: str, rows: list[dict[str, Any]]) -> Any:
+def recipe(root: Path, name: str, family: str, pad: str, rows: list[dict[str, Any]]) -> Any:
     """The paths and the config of an experiment on stand-ins for its model and its data set."""
-    save_model(kind, root / "model")
+    save_family(family, root / "model")
     (root / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     stand_ins = [
         "model=local", f"model.path={root}/model", f"model.pad_token={pad}",
@@ -45,12 +45,12 @@ def guanaco(root: Path) -> Any:
         {"text": f"<s>[INST] What is {n}? [/INST] The number {n}. {'And so on. ' * (n % 20)}</s>"}
         for n in range(80)
     ]
-    return recipe(root, "llama2_guanaco", "llama", "'<unk>'", rows)
+    return recipe(root, "llama2_guanaco", "Llama 2", "'<unk>'", rows)
 
 
 def quotes(root: Path) -> Any:
     rows = [{"quote": f"All {n} things pass.", "author": f"Author {n}"} for n in range(80)]
-    return recipe(root, "gemma_quotes", "gemma", "null", rows)
+    return recipe(root, "gemma_quotes", "Gemma", "null", rows)
 
 
 def test_a_rendered_text_keeps_its_one_bos_and_eos(tmp_path) -> None:

@@ -4,7 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from loradag.data.selection import check_length, content_id, identify, sample, split_of
+from loradag.data.content import content_id
+from loradag.data.selection import check_length, identify, sample, split_of
 from loradag.data.shapes import DroppedError, Example
 from tests.conftest import smoke_config
 
