@@ -1,4 +1,4 @@
-"""Peak memory of merging: ours, a tensor at a time, beside peft's `merge_and_unload`.
+"""Peak memory of merging: ours, a tensor at a time, next to peft's `merge_and_unload`.
 
     python -m benchmarks.merge_memory
 

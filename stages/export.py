@@ -1,8 +1,8 @@
-"""Write the files that runtimes load, and prove in those runtimes that they compute the same.
+"""Write the files that runtimes load, and verify in those runtimes that they compute the same.
 
 Reads `artifacts/merged`, `data/prepared`, and for the model card and the adapter format
 `artifacts/base` and `artifacts/adapter`; writes `artifacts/export`, a folder a format. Past
-`export.tolerance` the stage fails, says by how much, and leaves none.
+`export.tolerance` the stage fails, states by how much, and leaves none.
 """
 
 from loradag.config.adapter import Adapter

@@ -18,7 +18,7 @@ from loradag.runtime.environment import configure
 
 
 def generate(paths: Paths, options: Generate) -> None:
-    """Print the continuation of `options.prompt`, write those of a file, or hold a dialogue."""
+    """Print the continuation of `options.prompt`, write those of a file, or lead a dialogue."""
     from loradag.models.generator import Sampling, TextGenerator, read_prompts
 
     prompts = read_prompts(Path(options.prompts)) if options.prompts else []

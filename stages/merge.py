@@ -1,8 +1,8 @@
-"""Merge the adapter into its base, and prove that the merged model computes what was trained.
+"""Merge the adapter into its base, and verify that the merged model computes what was trained.
 
 Reads `artifacts/base`, `artifacts/quantized`, `artifacts/adapter` and held-out rows of
-`data/prepared`; writes `artifacts/merged`, a model that stands alone. Past `merge.tolerance` the
-stage fails, says by how much, and leaves none.
+`data/prepared`; writes `artifacts/merged`, a complete model. Past `merge.tolerance` the stage
+fails, states by how much, and leaves none.
 """
 
 from loradag.config.merge import Merge

@@ -98,7 +98,7 @@ def test_a_dialogue_ends_with_an_empty_line(trained, capsys, monkeypatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ([], "nothing to continue"),
         (["promp=x"], "Known: prompt"),
@@ -109,8 +109,8 @@ def test_a_dialogue_ends_with_an_empty_line(trained, capsys, monkeypatch) -> Non
         (["prompt=x", "model=base", "adapter=false"], "adapter = false"),
     ],
 )
-def test_bad_options_are_one_clear_error(arguments, says) -> None:
-    with pytest.raises(LoradagError, match=says):
+def test_bad_options_are_one_clear_error(arguments, message) -> None:
+    with pytest.raises(LoradagError, match=message):
         read_options(arguments)
 
 

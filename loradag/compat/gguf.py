@@ -127,7 +127,7 @@ class _reasons:  # noqa: N801
     def __exit__(self, kind: type[BaseException] | None, error: Any, _: object) -> None:
         expected = (NotImplementedError, FileNotFoundError, AssertionError, KeyError, ValueError)
         if isinstance(error, expected):
-            # An assertion without a message: the line states what should hold.
+            # An assertion without a message: the line states the condition.
             where = traceback.extract_tb(error.__traceback__)[-1].line
             cause = f"{type(error).__name__}: {str(error) or where}"
             raise ConversionError(f"{self.architecture}: {cause}") from error

@@ -14,7 +14,7 @@ from loradag.config.rules import (
 class Tolerance:
     """Past it the merge fails. KL is a mean over tokens, in nats."""
 
-    rounding: float = above(0)  # KL to the same base with the adapter beside it
+    rounding: float = above(0)  # KL to the same base with the unmerged adapter
     kl: float = above(0)  # KL to the model as trained, on its quantised base
     perplexity: float = above(0)  # relative rise over the model as trained
 

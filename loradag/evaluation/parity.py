@@ -1,6 +1,6 @@
 """Whether two models compute the same: logits, KL, perplexity, greedy text.
 
-One model is in memory at a time: the first one's logits lie on disk, a file a sequence.
+One model is in memory at a time: the first one's logits are on disk, a file a sequence.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Parity:
     """How far the model after is from the model before.
 
     Attributes:
-        max_abs_logit_diff: over all tokens and the whole vocabulary.
+        max_abs_logit_diff: over all tokens and the full vocabulary.
         mean_abs_logit_diff: the same, mean.
         mean_kl: KL(before || after) of the next token's distribution, nats, mean over tokens.
         top_match: fraction of tokens after which both expect the same one most.
@@ -79,7 +79,7 @@ def comparison_dtype(folder: Path) -> torch.dtype:
     """The dtype in which models of the size of `folder`'s are compared.
 
     float32: rounding in a computation of 16 bits hides differences of the weights. A GPU whose
-    free memory does not hold the model in float32 computes in the dtype `auto`.
+    free memory is too small for the model in float32 computes in the dtype `auto`.
     """
     import torch
 
@@ -168,7 +168,7 @@ def parity(
 
 
 def perplexity(nll: float) -> float:
-    """exp(nats a token); infinite where a float holds it no longer."""
+    """exp(nats a token); infinite beyond the largest float."""
     return math.exp(nll) if nll < math.log(sys.float_info.max) else math.inf
 
 

@@ -1,1 +1,1 @@
-"""What leaves the pipeline, and the proof that it computes the same where users run it."""
+"""The files that leave the pipeline, verified in the runtimes that users run."""

@@ -26,7 +26,7 @@ def write_safetensors(merged: Path, folder: Path, max_shard_size: str) -> None:
 
 
 def write_adapter(adapter: Path, merged: Path, folder: Path, pin: dict[str, Any]) -> None:
-    """peft's adapter with the base that it stands on, and the tokenizer it was trained with."""
+    """peft's adapter, with the name of its base and the tokenizer it was trained with."""
     folder.mkdir(parents=True)
     for name in WEIGHTS:
         shutil.copyfile(adapter / name, folder / name)

@@ -101,7 +101,7 @@ def round_weights(model: Any, type: str, lattice: Lattice | None = None) -> None
     What the model then loses is the format's own loss: what a runtime loses beyond it is an error.
 
     Raises:
-        LoradagError: a weight is beyond what `type` holds.
+        LoradagError: a weight is too large for `type`.
     """
     import torch
 
@@ -116,7 +116,7 @@ def round_weights(model: Any, type: str, lattice: Lattice | None = None) -> None
             if not torch.isfinite(stored).all():
                 raise LoradagError(
                     f"export.type = {type}: {names[id(module)]} has weights of up to "
-                    f"{weight.abs().max():.3g}, beyond what the type holds. Lower "
+                    f"{weight.abs().max():.3g}, too large for the type. Lower "
                     "train.learning_rate, or take export.type=bf16."
                 )
             weight.data.copy_(stored)
@@ -130,7 +130,7 @@ def rounded_activations(model: Any, type: str) -> Iterator[None]:
     There a product of float weights takes the other factor in their type; one of quantised weights
     takes it in q8_0: codes of 8 bits, a scale of fp16 for 32 numbers of a row
     (`vec_dot_type` in https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-cpu).
-    f32 is rounded to fp16 here, which is what llama.cpp's tables of activation functions hold.
+    f32 is rounded to fp16 here, as llama.cpp's tables of activation functions are.
     """
 
     def round_input(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ CONTENT = "{{ .Content }}"
 
 @dataclass(frozen=True)
 class Turns:
-    """A chat template as what stands around each turn.
+    """A chat template as the text around each turn.
 
     Attributes:
         around: role to (before, after) its content.
@@ -79,10 +79,10 @@ def read_turns(tokenizer: Any) -> Turns | None:
         return None
     default, opening = short.removesuffix(first), opened.removeprefix(short)
     dialogues = [["user"], ["user", "assistant", "user", "assistant", "user"]]
-    told = _render(tokenizer, ["system", "user"], opened=False)
+    with_system = _render(tokenizer, ["system", "user"], opened=False)
     second = f"{user[0]}user-1{user[1]}"
-    if told and told.endswith(second) and told.count("system-0") == 1:
-        before, after = told.removesuffix(second).split("system-0")
+    if with_system and with_system.endswith(second) and with_system.count("system-0") == 1:
+        before, after = with_system.removesuffix(second).split("system-0")
         around = {"system": (before, after)} | around
         dialogues.append(["system", "user", "assistant", "user"])
     turns = Turns(around, default, opening)

@@ -1,4 +1,4 @@
-"""Layer by layer: what an adapted layer computes with its update beside it, and merged.
+"""Layer by layer: what an adapted layer computes with its update unmerged, and merged.
 
 The next-token distribution hides a layer that was left out or scaled wrongly, where its update is
 small; the layer's own output does not.
@@ -28,7 +28,7 @@ def layer_outputs(tuned: Any) -> dict[str, torch.Tensor]:
 
 
 def largest_error(merged: Any, outputs: dict[str, torch.Tensor]) -> tuple[str, float]:
-    """The layer of the merged model that strays most from `outputs`, and ‖y' − y‖ / ‖y‖ of it."""
+    """The layer of the merged model that differs most from `outputs`, and ‖y' − y‖ / ‖y‖ of it."""
     errors = {
         name: float((_output(merged, name) - output).norm() / output.norm())
         for name, output in outputs.items()

@@ -62,35 +62,35 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Updates:
-    """Of a whole adapter: low-rank updates by module, and tensors that were trained whole."""
+    """Of an adapter: low-rank updates by module, and tensors that were trained in full."""
 
     low_rank: dict[str, LowRank] = field(default_factory=dict)
-    whole: dict[str, torch.Tensor] = field(default_factory=dict)
+    full: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def weights(self) -> set[str]:
-        return {f"{module}.weight" for module in self.low_rank} | set(self.whole)
+        return {f"{module}.weight" for module in self.low_rank} | set(self.full)
 
 
 def read_adapter(folder: Path) -> Updates:
     """Every update of the adapter; none is passed over in silence.
 
-    Whole tensors are biases, `modules_to_save`, and embeddings that peft stores beside their
+    Full tensors are biases, `modules_to_save`, and embeddings that peft stores beside their
     update.
 
     Raises:
-        LoradagError: the adapter holds what a merge does not know.
+        LoradagError: the adapter has what a merge does not know.
     """
     from safetensors.torch import load_file
 
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     if str(config["init_lora_weights"]).startswith(("pissa", "corda", "olora")):
         raise LoradagError(
-            f"{folder}: stands on a residual of the base, not on the base. Save it with "
+            f"{folder}: is an update of a residual of the base, not of the base. Save it with "
             "peft's path_initial_model_for_weight_conversion."
         )
     parts: dict[str, dict[str, torch.Tensor]] = {}
-    whole = {}
+    full = {}
     unknown = []
     for key, tensor in sorted(load_file(folder / WEIGHTS).items()):
         name = key.removeprefix(PREFIX)
@@ -100,15 +100,15 @@ def read_adapter(folder: Path) -> Updates:
         elif "lora_" in name or "token_adapter" in name:
             unknown.append(key)
         else:
-            whole[name.replace(".base_layer.", ".")] = tensor
+            full[name.replace(".base_layer.", ".")] = tensor
     if unknown:
         raise LoradagError(f"{folder}: no merge is known for {', '.join(unknown[:3])}.")
     low_rank = {module: LowRank(_scale(config, module), found) for module, found in parts.items()}
-    return Updates(low_rank, whole)
+    return Updates(low_rank, full)
 
 
 def _scale(config: dict[str, Any], module: str) -> float:
-    """alpha/r, or alpha/sqrt(r) for rsLoRA (arXiv:2312.03732), by module where patterns say so."""
+    """alpha/r, or alpha/sqrt(r) for rsLoRA (arXiv:2312.03732), by module with patterns."""
 
     def pick(name: str, default: Any) -> Any:
         if not config.get(name):

@@ -1,4 +1,4 @@
-"""The merged model as a folder that stands alone."""
+"""The merged model as a complete folder."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def merge_streaming(
 
     Files and names are the base's. Each merged weight is computed in float32 and rounded once to
     `dtype`. Where the adapter changes one of two tied embeddings they are untied, so that each
-    stands as it was trained: training kept the other as it was.
+    is as it was trained: training kept the other as it was.
 
     Args:
         base: config and weights.
@@ -110,7 +110,7 @@ def _plan(
     found = {target.parameter for several in targets.values() for target in several}
     if lost := sorted(updates.weights - found):
         raise LoradagError(
-            f"the adapter updates {lost[0]}, which the base does not hold "
+            f"the adapter updates {lost[0]}, which the base does not have "
             f"({len(lost)} such weights). Train it on this base: `dvc repro train`."
         )
     return targets, bool(untied)
@@ -126,7 +126,7 @@ def _merged(
     parameter: str, weight: torch.Tensor, updates: Updates, skeleton: Skeleton
 ) -> torch.Tensor:
     module = parameter.removesuffix(".weight")
-    weight = updates.whole.get(parameter, weight)
+    weight = updates.full.get(parameter, weight)
     if parameter == module or module not in updates.low_rank:
         return weight
     try:

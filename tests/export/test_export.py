@@ -21,7 +21,7 @@ from loradag.runtime import Paths
 from tests.conftest import run_stages, smoke_config
 
 
-def test_every_format_is_proven_and_described(exportable: Paths) -> None:
+def test_every_format_is_verified_and_described(exportable: Paths) -> None:
     config = smoke_config(
         "quantize=none", "export.formats=[gguf,safetensors,adapter]", "export.type=[q8_0,q4_0]",
         "export.max_shard_size=200KB", "export.max_new_tokens=4",
@@ -34,7 +34,7 @@ def test_every_format_is_proven_and_described(exportable: Paths) -> None:
         assert found["tokens_per_second"] > 0
         assert found["perplexity"] == pytest.approx(found["expected_perplexity"], rel=0.01)
     assert report["formats"]["safetensors"]["greedy_match"] == 1.0
-    # q4_0 loses more than q8_0, and the expectation says so.
+    # q4_0 loses more than q8_0, and the expectation shows it.
     loss = {
         name: abs(found["expected_perplexity"] / found["merged_perplexity"] - 1)
         for name, found in report["formats"].items()

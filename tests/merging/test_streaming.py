@@ -123,9 +123,9 @@ def test_rounds_once(
     base = save_base(dtype=dtype)
     save_adapter(base, tmp_path / "adapter")
     kept = merged(base, tmp_path / "adapter", tmp_path / "kept").state_dict()
-    merged(base, tmp_path / "adapter", tmp_path / "whole", "float32")
-    whole = load_file(tmp_path / "whole" / "model.safetensors")
-    for name, weight in whole.items():
+    merged(base, tmp_path / "adapter", tmp_path / "full", "float32")
+    full = load_file(tmp_path / "full" / "model.safetensors")
+    for name, weight in full.items():
         assert weight.dtype == torch.float32
         assert torch.equal(kept[name], weight.to(getattr(torch, dtype)))
 
@@ -186,7 +186,7 @@ def test_an_adapter_of_another_base_is_refused(
     weights = {name.replace("layers.1", "layers.7"): t for name, t in load_file(path).items()}
     save_file(weights, path)
     (tmp_path / "merged").mkdir()
-    with pytest.raises(LoradagError, match=r"layers\.7.*does not hold"):
+    with pytest.raises(LoradagError, match=r"layers\.7.*does not have"):
         merge_streaming(base, tmp_path / "adapter", tmp_path / "merged", dtype="auto")
 
 

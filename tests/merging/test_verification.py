@@ -121,10 +121,10 @@ def refused(paths: Paths, options: Any) -> str:
     return str(failure.value)
 
 
-def test_a_whole_checkpoint_is_the_merged_model(
+def test_a_full_checkpoint_is_the_merged_model(
     adapted: Paths, config: Config, tmp_path: Path
 ) -> None:
-    """`adapter=none`: what was trained stands alone already."""
+    """`adapter=none`: what was trained is a complete model already."""
     paths = Paths(tmp_path)
     for folder in ("artifacts", "data"):
         shutil.copytree(adapted.root / folder, tmp_path / folder)
@@ -139,15 +139,15 @@ def test_a_whole_checkpoint_is_the_merged_model(
     assert (paths.merged / weights).read_bytes() == (paths.adapter / weights).read_bytes()
 
 
-@pytest.mark.parametrize(("after", "holds"), [(55.0, True), (81.0, True), (120.0, False)])
-def test_perplexity_may_fall_as_far_as_it_will(after: float, holds: bool) -> None:
+@pytest.mark.parametrize(("after", "passes"), [(55.0, True), (81.0, True), (120.0, False)])
+def test_perplexity_may_fall_as_far_as_it_will(after: float, passes: bool) -> None:
     """Into a better base than training saw it falls; that is no broken merge."""
     parity = Parity(
         max_abs_logit_diff=20.0, mean_abs_logit_diff=1.0, mean_kl=0.2, top_match=0.8,
         perplexity_before=80.0, perplexity_after=after, mean_abs_nll_diff=0.3, greedy_match=0.5,
     )  # fmt: skip
     checks = _checks(parity, Tolerance(kl=0.5, perplexity=0.25, rounding=0.001))
-    assert all(check.value <= check.at_most for check in checks) == holds
+    assert all(check.value <= check.at_most for check in checks) == passes
 
 
 @pytest.mark.parametrize("stored", ["float32", "float16"])
