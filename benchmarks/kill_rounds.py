@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -114,23 +115,54 @@ def clone(source: Path, target: Path) -> Repository:
     return repository
 
 
-def kill_after(repository: Repository, seconds: float) -> bool:
-    """Start `dvc repro` and kill it with its stage; False where it had ended before."""
-    process = subprocess.Popen(
+def start_repro(repository: Repository) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         ["dvc", "repro"],
         cwd=repository.root,
         env=repository.environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         start_new_session=True,
     )
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
+
+
+def stage_started(line: str) -> str | None:
+    """The stage that DVC's line announces."""
+    found = re.match(r"Running stage '(\w+)'", line)
+    return found.group(1) if found else None
+
+
+def run_undisturbed(repository: Repository) -> dict[str, float]:
+    """Run to the end; the seconds that each stage took, with its start."""
+    process, starts, output = start_repro(repository), [], []
+    for line in process.stdout or []:
+        output.append(line)
+        if stage := stage_started(line):
+            starts.append((stage, time.monotonic()))
+    assert process.wait() == 0, "".join(output)
+    ends = [*(at for _, at in starts[1:]), time.monotonic()]
+    return {stage: end - at for (stage, at), end in zip(starts, ends, strict=True)}
+
+
+def kill_in(repository: Repository, stage: str, delay: float) -> str | None:
+    """Start `dvc repro`, and kill it with the stage that runs `delay` seconds into `stage`.
+
+    Returns the stage that was killed; None where all was done before.
+    """
+    process, running = start_repro(repository), None
+    for line in process.stdout or []:
+        running = stage_started(line) or running
+        if stage_started(line) == stage:
+            break
+    time.sleep(delay)
+    alive = process.poll() is None
+    if alive:
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return True
-    return False
+    for line in process.stdout or []:
+        running = stage_started(line) or running
+    process.wait()
+    return running if alive else None
 
 
 def run_rounds(rounds: int, seed: int, start: str | None, folder: Path) -> int:
@@ -142,22 +174,22 @@ def run_rounds(rounds: int, seed: int, start: str | None, folder: Path) -> int:
         template.run("dvc", "repro", start)
         shutil.rmtree(template.root / ".loradag", ignore_errors=True)
     undisturbed = clone(template.root, folder / "undisturbed")
-    began = time.monotonic()
-    undisturbed.run("dvc", "repro")
-    duration = time.monotonic() - began
+    seconds = run_undisturbed(undisturbed)
     expected = record(undisturbed.root)
-    print(f"undisturbed: {duration:.0f} s, {len(expected['outs'])} outs", flush=True)
+    print(f"undisturbed: {', '.join(f'{s} {t:.0f} s' for s, t in seconds.items())}", flush=True)
     for number in range(1, rounds + 1):
         repository = clone(template.root, folder / str(number))
-        moments = [random_.uniform(0, duration) for _ in range(random_.randint(1, 3))]
-        killed = [moment for moment in moments if kill_after(repository, moment)]
-        began = time.monotonic()
+        stages = sorted(
+            random_.sample(list(seconds), random_.randint(1, 3)), key=list(seconds).index
+        )
+        moments = [(stage, random_.uniform(0, seconds[stage])) for stage in stages]
+        killed = [f"{delay:.1f} s after {stage} began, in {hit}" for stage, delay in moments
+                  if (hit := kill_in(repository, stage, delay))]  # fmt: skip
         output = repository.run("dvc", "repro")
         found = differences(expected, record(repository.root))
-        moments_text = ", ".join(f"{moment:.1f}" for moment in killed) or "never"
         print(
-            f"round {number}: killed after {moments_text} s; completed in "
-            f"{time.monotonic() - began:.0f} s; {'same' if not found else 'DIFFERENT'}",
+            f"round {number}: killed {'; '.join(killed) or 'never'}: "
+            f"{'same' if not found else 'DIFFERENT'}",
             flush=True,
         )
         if found:

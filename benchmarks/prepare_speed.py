@@ -3,40 +3,50 @@
 Rows are dialogues of one question and an answer of about 600 tokens, made of the embedded quotes;
 the tokenizer is SmolLM2's. The map renders and tokenizes them row by row, and no more: it neither
 filters, deduplicates, splits nor masks. Memory is the unique set size of a process and those that
-it has started, at its highest.
+it has started, at its highest. CPU seconds are of all of them: on a machine that others use, their
+ratio times the number of cores is what an idle one would show.
 
     python -m benchmarks.prepare_speed 10_000 100_000
 """
 
 import json
 import random
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 SENTENCES = 12
 MAX_TOKENS = 4096
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Of one way: seconds, CPU seconds, and the highest memory."""
+
+    seconds: float
+    cpu: float
+    bytes: int
+
+
 def main(sizes: list[int]) -> None:
-    print("| rows | JSONL | datasets.map | prepare | ratio | memory of map | of prepare |")
-    print("|---:|---:|---:|---:|---:|---:|---:|")
+    print("| rows | JSONL | map: s | CPU s | MB | prepare: s | CPU s | MB | ratio | CPU ratio |")
+    print("|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_tokenizer(folder / "tokenizer")
         for size in sizes:
             rows = folder / f"{size}.jsonl"
             write_rows(rows, size)
-            mapped, mapped_memory = measure("map", folder, rows)
-            prepared, prepared_memory = measure("prepare", folder, rows)
-            megabytes = rows.stat().st_size / 1e6
+            mapped, prepared = (measure(way, folder, rows) for way in ("map", "prepare"))
+            shown = [f"{way.seconds:.1f} | {way.cpu:.1f} | {way.bytes / 1e6:.0f}"
+                     for way in (mapped, prepared)]  # fmt: skip
             print(
-                f"| {size:,} | {megabytes:.0f} MB | {mapped:.1f} s | {prepared:.1f} s "
-                f"| {mapped / prepared:.2f} | {mapped_memory / 1e6:.0f} MB "
-                f"| {prepared_memory / 1e6:.0f} MB |",
+                f"| {size:,} | {rows.stat().st_size / 1e6:.0f} MB | {' | '.join(shown)} "
+                f"| {mapped.seconds / prepared.seconds:.2f} | {mapped.cpu / prepared.cpu:.2f} |",
                 flush=True,
             )
             rows.unlink()
@@ -64,8 +74,8 @@ def write_rows(path: Path, count: int) -> None:
             file.write(json.dumps({"messages": turns}, ensure_ascii=False) + "\n")
 
 
-def measure(way: str, folder: Path, rows: Path) -> tuple[float, int]:
-    """Seconds, and the highest memory in bytes, in a process of its own."""
+def measure(way: str, folder: Path, rows: Path) -> Measured:
+    """What one way takes in a process of its own."""
     import psutil
 
     command = [sys.executable, "-m", "benchmarks.prepare_speed", way, str(folder), str(rows)]
@@ -81,7 +91,8 @@ def measure(way: str, folder: Path, rows: Path) -> tuple[float, int]:
         highest = max(highest, total)
         time.sleep(0.2)
     assert process.stdout
-    return float(process.stdout.read()), highest
+    seconds, cpu = map(float, process.stdout.read().split())
+    return Measured(seconds, cpu, highest)
 
 
 def run(way: str, folder: Path, rows: Path) -> None:
@@ -89,10 +100,16 @@ def run(way: str, folder: Path, rows: Path) -> None:
     from loradag.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder / "tokenizer")
-    started = time.perf_counter()
+    started, used = time.perf_counter(), cpu_seconds()
     with tempfile.TemporaryDirectory(dir=folder) as name:
         (map_rows if way == "map" else prepare_rows)(tokenizer, rows, Path(name))
-    print(time.perf_counter() - started)
+    print(time.perf_counter() - started, cpu_seconds() - used)
+
+
+def cpu_seconds() -> float:
+    """Of this process and those that it has started and that have ended."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, kinds))
 
 
 def map_rows(tokenizer, rows: Path, folder: Path) -> None:  # type: ignore[no-untyped-def]

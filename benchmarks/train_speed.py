@@ -46,9 +46,9 @@ def ours(paths: Paths, config: Config, rows: list[Any], scratch: Path) -> Any:
 
     dtype = compute_dtype(config.train.dtype)
     train = replace(config.train, checkpoint_steps=10 * STEPS)
-    model = load_trainable(paths, config.adapter, train, config.seed, dtype, scratch)
+    model = load_trainable(paths, config.adapter, train, config.seed, dtype, scratch).model
     tokenizer = load_tokenizer(paths.base)
-    return make_trainer(model, tokenizer, rows, train, config.seed, dtype, scratch, [])
+    return make_trainer(model, tokenizer, rows, rows[:1], train, config.seed, dtype, scratch, [])
 
 
 def trl(paths: Paths, config: Config, rows: list[Any], scratch: Path) -> Any:

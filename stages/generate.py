@@ -1,57 +1,53 @@
 """Text from the tuned model: `python -m stages.generate prompt="…"`, or `chat=true`.
 
-Renders the prompt in the template that the model was trained with, and goes on from it through the
-transformers text-generation pipeline. Reads the outputs of `prepare`, `quantize` and `train`; of
-several runs it is the one that stands in the workspace.
+Renders the prompt in the template that the model was trained with, and continues it through the
+transformers text-generation pipeline, printed as it comes. Reads the outputs of `prepare`,
+`quantize` and `train` in the workspace. `--help` lists the options.
 """
 
+import json
 import sys
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
+from loradag.config.generate import Generate, read_options, usage
 from loradag.config.problems import LoradagError
 from loradag.config.validation import load_config
 from loradag.models.device import compute_dtype
-from loradag.runtime import Paths
+from loradag.runtime import Paths, replacing
 from loradag.runtime.environment import configure
 
 
-@dataclass
-class Generate:
-    """Options of the command line, `key=value` each."""
-
-    prompt: str | None = None
-    chat: bool = False  # a dialogue in the terminal
-    model: str = "tuned"  # tuned, merged or base
-    max_new_tokens: int = 64
-    temperature: float = 0.0  # 0: greedy
-    top_p: float = 1.0
-    seed: int = 0
-
-
 def generate(paths: Paths, options: Generate) -> None:
-    """Print the continuation of `options.prompt`, or hold a dialogue."""
-    from loradag.models.generator import TextGenerator
+    """Print the continuation of `options.prompt`, write those of a file, or hold a dialogue."""
+    from loradag.models.generator import Sampling, TextGenerator, read_prompts
 
-    generator = TextGenerator(paths, options.model, compute_dtype("auto"))
-    sampling = {
-        "max_new_tokens": options.max_new_tokens,
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        "seed": options.seed,
-    }
-    if not options.chat:
-        print(generator.complete(str(options.prompt), **sampling))
-        return
+    prompts = read_prompts(Path(options.prompts)) if options.prompts else []
+    sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p, options.seed)
+    model = options.model if options.adapter else "quantized"
+    generator = TextGenerator(paths, model, compute_dtype("auto"), sampling)
+    if prompts:
+        lines = (json.dumps(row, ensure_ascii=False) for row in generator.complete_all(prompts))
+        if options.output is None:
+            for line in lines:
+                print(line, flush=True)
+        else:
+            with replacing(Path(options.output)) as partial, partial.open("w") as file:
+                file.writelines(f"{line}\n" for line in lines)
+    elif options.chat:
+        _talk(generator)
+    else:
+        generator.complete(str(options.prompt), sys.stdout)
+        print()
+    print(f"{generator.tokens_per_second:.1f} tokens a second", file=sys.stderr)
+
+
+def _talk(generator: "TextGenerator") -> None:  # type: ignore[name-defined]  # noqa: F821
     print("A dialogue with the model. An empty line ends it.", file=sys.stderr)
     messages: list[dict[str, str]] = []
-    while said := _ask():
-        messages.append({"role": "user", "content": said})
-        answer = generator.answer(messages, **sampling)
-        print(answer)
+    while text := _ask():
+        messages.append({"role": "user", "content": text})
+        answer = generator.answer(messages, sys.stdout)
+        print()
         messages.append({"role": "assistant", "content": answer})
 
 
@@ -62,28 +58,10 @@ def _ask() -> str:
         return ""
 
 
-def read_options(arguments: list[str]) -> Generate:
-    """Options from `key=value` arguments.
-
-    Raises:
-        LoradagError: an unknown key, a wrong type, or nothing to go on from.
-    """
-    for argument in arguments:
-        if "=" not in argument:
-            raise LoradagError(f'{argument!r} is not of the form key=value. Try prompt="…".')
-    pairs = dict(argument.split("=", 1) for argument in arguments)
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Generate), pairs)
-        options: Any = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        known = ", ".join(Generate.__dataclass_fields__)
-        raise LoradagError(f"{str(error).splitlines()[0]}. Known: {known}.") from error
-    if options.prompt in (None, MISSING) and not options.chat:
-        raise LoradagError('nothing to go on from. Say prompt="…", or chat=true.')
-    return options  # type: ignore[no-any-return]
-
-
 if __name__ == "__main__":
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(usage())
+        sys.exit()
     try:
         settings = read_options(sys.argv[1:])
         here = Paths()

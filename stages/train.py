@@ -72,4 +72,6 @@ def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> TrainRepor
 
 
 if __name__ == "__main__":
-    run_stage(train)
+    from loradag.export.feasibility import check_feasible
+
+    run_stage(train, check=check_feasible)

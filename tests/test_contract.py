@@ -33,6 +33,7 @@ NEUTRAL = (
     "loradag/runtime",  # how a stage is run and watched
     "loradag/tracking",  # MLflow
     "loradag/training/guards.py",  # refuses a training, and changes none
+    "loradag/export/feasibility.py",  # likewise
 )
 NEUTRAL_FOR_REPORT = ("loradag/config", "loradag/runtime")
 
@@ -145,7 +146,7 @@ def test_a_stage_is_a_short_script_of_its_name(name: str) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     assert STAGES[name]["cmd"] == f"python -m stages.{name}"
     assert len(lines) <= 100
-    assert f"    run_stage({name})" in lines
+    assert any(line.startswith(f"    run_stage({name}") for line in lines)
 
 
 def test_every_section_is_a_stage_or_a_shared_noun_and_every_group_has_its_folder() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,22 @@ def convert(model: Path, path: Path, type: str, name: str, encode: Encode | None
             converter.write()
 
 
+def check_convertible(model: Path) -> None:
+    """Convert the folder `model` up to the writing: names, shapes and tokenizer, and no weights.
+
+    Raises:
+        ConversionError: the converter does not know the architecture or the tokenizer.
+    """
+    import gguf
+
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "model.gguf"
+        converter = _open(model, file, gguf.LlamaFileType.MOSTLY_F16, "model", Path(scratch))
+        with _reasons(converter.hparams):
+            converter.prepare_tensors()
+            converter.prepare_metadata(vocab_only=False)
+
+
 def _open(model: Path, path: Path, kind: Any, name: str, scratch: Path) -> Any:
     """The converter of `model`'s architecture, ready to write."""
     from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
@@ -84,8 +101,16 @@ def _open(model: Path, path: Path, kind: Any, name: str, scratch: Path) -> Any:
             # Unpacking of ternary weights mixes real tensors with the lazy ones' placeholders.
             eager=hparams.get("quantization_config", {}).get("quant_method") == "bitnet",
         )
-    if "n_positions" in converter.hparams:  # transformers no longer writes both of GPT-2's
+    # The converter reads some keys by names that transformers 5 no longer writes.
+    if "n_positions" in converter.hparams:
         converter.hparams.setdefault("n_ctx", converter.hparams["n_positions"])
+    rope = converter.hparams.get("rope_parameters") or {}
+    if "partial_rotary_factor" in rope:
+        converter.hparams.setdefault("rotary_pct", rope["partial_rotary_factor"])
+    if hparams.get("model_type") == "phi3" and not (model / "tokenizer.model").exists():
+        converter.set_vocab = converter._set_vocab_gpt2  # Phi 4's, known by an older class's name
+    set_vocab = converter.set_vocab
+    converter.set_vocab = lambda: _set_vocab(converter, set_vocab)
     known = converter.get_vocab_base_pre
     converter.get_vocab_base_pre = lambda tokenizer: _pre_tokenizer(tokenizer, known)
     return converter
@@ -102,7 +127,9 @@ class _reasons:  # noqa: N801
     def __exit__(self, kind: type[BaseException] | None, error: Any, _: object) -> None:
         expected = (NotImplementedError, FileNotFoundError, AssertionError, KeyError, ValueError)
         if isinstance(error, expected):
-            cause = f"{type(error).__name__}: {error}" if str(error) else "an assertion fails"
+            # An assertion without a message: the line states what should hold.
+            where = traceback.extract_tb(error.__traceback__)[-1].line
+            cause = f"{type(error).__name__}: {str(error) or where}"
             raise ConversionError(f"{self.architecture}: {cause}") from error
 
 
@@ -148,6 +175,21 @@ def _force(converter: Any, choose: Callable[[str], Any]) -> None:
         return choose(new_name)
 
     converter.tensor_force_quant = force
+
+
+def _set_vocab(converter: Any, set_vocab: Callable[[], None]) -> None:
+    """Write the vocabulary, and whether texts begin with BOS.
+
+    Where a file does not state it llama.cpp decides by the pre-tokenizer: Llama 3's adds one.
+    """
+    from gguf import Keys
+    from transformers import AutoTokenizer
+
+    set_vocab()
+    if Keys.Tokenizer.ADD_BOS not in converter.gguf_writer.kv_data[0]:
+        tokenizer = AutoTokenizer.from_pretrained(converter.dir_model, local_files_only=True)
+        adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        converter.gguf_writer.add_add_bos_token(adds_bos)
 
 
 def _pre_tokenizer(tokenizer: Any, known: Any) -> str:

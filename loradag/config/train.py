@@ -46,6 +46,7 @@ class Train:
     weight_decay: float = at_least(0)
     max_grad_norm: float = at_least(0)
     dtype: str = one_of(*DTYPES)  # auto: what the device computes natively
+    attention: str = one_of("auto", "eager", "sdpa", "flash_attention_2", "flex_attention")
     logging_steps: int = at_least(1)  # optimizer steps
     eval_steps: int | None = at_least(1)  # optimizer steps; null: only the last one is evaluated
     eval_rows: int = at_least(1)  # held-out rows of an evaluation, at most

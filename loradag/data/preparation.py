@@ -14,13 +14,14 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loradag.config.prepare import Prepare
 from loradag.config.problems import LoradagError
+from loradag.data.near_duplicates import find_near_duplicates, signature
 from loradag.data.origins import Source
 from loradag.data.rendering import Renderer
 from loradag.data.rows import open_writer, schema
@@ -37,6 +38,15 @@ if TYPE_CHECKING:
 RANGE_ROWS = 1024
 # Below this, starting processes takes longer than they save.
 PARALLEL_BYTES = 16 * 2**20
+# Columns of the first pass's files.
+BLOCK_TYPES = {
+    "id": "uint64",
+    "position": "uint64",
+    "opening": "uint64",
+    "place": "string",
+    "example": "large_string",
+    "signature": "binary",
+}
 PLACES = 5  # of dropped rows that a report names, a reason
 
 
@@ -202,7 +212,7 @@ class _Work:
         import pyarrow as pa
 
         dropped, seen, rows_in = Dropped(), set[str](), 0
-        found: list[tuple[int, int, int, str, str]] = []
+        found: list[tuple[int, int, int, str, str, bytes]] = []
         for at, (line, row) in enumerate(rows_of(block)):
             rows_in += 1
             position, place = (number << 32) + at, f"{block.label}:{line}"
@@ -217,14 +227,14 @@ class _Work:
             except DroppedError as problem:
                 self._drop(problem, dropped, position, place)
             else:
-                payload = json.dumps(asdict(example), ensure_ascii=False)
-                found.append((int(id, 16), position, int(opening, 16), place, payload))
+                payload = json.dumps(vars(example), ensure_ascii=False)
+                similar = signature(example.texts) if self.prepare.near_duplicates else b""
+                found.append((int(id, 16), position, int(opening, 16), place, payload, similar))
         found.sort()
-        columns = zip(*found, strict=True) if found else ([], [], [], [], [])
-        types = (pa.uint64(), pa.uint64(), pa.uint64(), pa.string(), pa.large_string())
+        columns = zip(*found, strict=True) if found else [[]] * len(BLOCK_TYPES)
+        types = [getattr(pa, name)() for name in BLOCK_TYPES.values()]
         arrays = [pa.array(c, t) for c, t in zip(columns, types, strict=True)]
-        names = ["id", "position", "opening", "place", "example"]
-        table = pa.table(arrays, names)
+        table = pa.table(arrays, list(BLOCK_TYPES))
         source = pa.array([block.source] * len(found), pa.int32())
         table = table.append_column("source", source)
         table = table.append_column("held_out", pa.array([is_held_out] * len(found), pa.bool_()))
@@ -240,7 +250,9 @@ class _Work:
             )
         dropped.add(problem.reason, position, place)
 
-    def make(self, number: int, pieces: list[tuple[Path, int, int]], left_out: set[int]) -> Made:
+    def make(
+        self, number: int, pieces: list[tuple[Path, int, int]], left_out: set[int], near: set[int]
+    ) -> Made:
         """The rows of a range of ids, encoded."""
         import numpy as np
         import pyarrow as pa
@@ -256,6 +268,9 @@ class _Work:
                 made.dropped.add(reason, row["position"], row["place"])
                 continue
             last = row
+            if row["id"] in near:
+                made.dropped.add("near_duplicate", row["position"], row["place"])
+                continue
             if row["id"] in left_out:
                 made.dropped.counts[self.left_out] += 1
                 continue
@@ -381,39 +396,46 @@ def _check_fields(done: Prepared, prepare: Prepare) -> None:
                 )
 
 
-def _ranges(
-    files: list[Path], sources: list[Source], prepare: Prepare
-) -> list[tuple[int, list[tuple[Path, int, int]], set[int]]]:
-    """The tasks of the second pass: a range of ids, where its rows are, and whom to leave out."""
+def _ranges(files: list[Path], sources: list[Source], prepare: Prepare) -> list[tuple[Any, ...]]:
+    """The tasks of the second pass: a range of ids, where its rows are, and which to leave out."""
     import numpy as np
 
     ids = [_read_arrow(file)["id"].to_numpy() for file in files]
     distinct = np.unique(np.concatenate(ids)) if ids else np.zeros(0, np.uint64)
-    left_out = _left_out(files, sources, prepare)
+    near, left_out = _left_out(files, sources, prepare)
     tasks = []
     for number, start in enumerate(range(0, len(distinct), RANGE_ROWS)):
         low = distinct[start]
         is_last = start + RANGE_ROWS >= len(distinct)
         high = None if is_last else distinct[start + RANGE_ROWS]
-        pieces = []
-        for file, sorted_ids in zip(files, ids, strict=True):
-            begin = int(np.searchsorted(sorted_ids, low))
-            end = len(sorted_ids) if high is None else int(np.searchsorted(sorted_ids, high))
-            if begin < end:
-                pieces.append((file, begin, end))
-        first = int(np.searchsorted(left_out, low))
-        last = len(left_out) if high is None else int(np.searchsorted(left_out, high))
-        tasks.append((number, pieces, set(left_out[first:last].tolist())))
+        pieces = [
+            (file, *_within(sorted_ids, low, high))
+            for file, sorted_ids in zip(files, ids, strict=True)
+        ]
+        chosen = [set(some[slice(*_within(some, low, high))].tolist()) for some in (left_out, near)]
+        tasks.append((number, [piece for piece in pieces if piece[1] < piece[2]], *chosen))
     return tasks
 
 
-def _left_out(files: list[Path], sources: list[Source], prepare: Prepare) -> "np.ndarray[Any, Any]":
-    """The ids that `max_rows` and the weights of a mix leave out, sorted."""
+def _within(ids: "np.ndarray[Any, Any]", low: Any, high: Any) -> tuple[int, int]:
+    """Where in sorted `ids` those from `low` up to, not including, `high` begin and end."""
     import numpy as np
 
+    end = len(ids) if high is None else int(np.searchsorted(ids, high))
+    return int(np.searchsorted(ids, low)), end
+
+
+def _left_out(
+    files: list[Path], sources: list[Source], prepare: Prepare
+) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]":
+    """The ids, sorted, that are near duplicates, and those that a sample or mix leaves out."""
+    import numpy as np
+
+    none = np.zeros(0, np.uint64)
     weights = [source.weight for source in sources]
-    if prepare.max_rows is None and not any(weights):
-        return np.zeros(0, np.uint64)
+    is_sampled = prepare.max_rows is not None or any(weights)
+    if not files or not (is_sampled or prepare.near_duplicates):
+        return none, none
     tables = [_read_arrow(file) for file in files]
     names = ("id", "held_out", "position", "source")
     ids, held_out, positions, origins = (
@@ -422,15 +444,20 @@ def _left_out(files: list[Path], sources: list[Source], prepare: Prepare) -> "np
     order = np.lexsort((positions, ~held_out, ids))
     _, firsts = np.unique(ids[order], return_index=True)
     kept = order[firsts]
+    near = none
+    if prepare.near_duplicates:
+        preferred = kept[np.argsort(~held_out[kept], kind="stable")]  # held-out rows first
+        signatures = [value for table in tables for value in table["signature"].to_pylist()]
+        chosen = [signatures[at] for at in preferred.tolist()]
+        near = find_near_duplicates(ids[preferred], chosen, prepare.near_duplicates)
+        kept = kept[~np.isin(ids[kept], near)]
     kept = kept[~held_out[kept]]
-    left_out: np.ndarray[Any, Any] = ids[kept][
-        ~sample(ids[kept], origins[kept], weights, prepare.max_rows)
-    ]
-    return left_out
+    sampled = sample(ids[kept], origins[kept], weights, prepare.max_rows)
+    return near, ids[kept][~sampled]
 
 
 def _make(
-    tasks: list[tuple[int, list[tuple[Path, int, int]], set[int]]],
+    tasks: list[tuple[Any, ...]],
     run: _Processes,
     done: Prepared,
     folder: Path,

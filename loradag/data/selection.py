@@ -18,11 +18,12 @@ SPLITS = ("train", "eval", "calibration")
 
 def content_id(texts: Iterable[str]) -> str:
     """Hash of texts up to case, punctuation, spacing and Unicode form: 64 bits in hex."""
-    normal = [_normal(text) for text in texts]
+    normal = [normalize(text) for text in texts]
     return hashlib.sha256("\n".join(normal).encode()).hexdigest()[:16]
 
 
-def _normal(text: str) -> str:
+def normalize(text: str) -> str:
+    """A text without case, punctuation, spacing and Unicode form."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     return re.sub(r"\W+", " ", text.casefold()).strip()

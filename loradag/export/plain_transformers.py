@@ -35,6 +35,9 @@ def load(request: dict[str, Any]) -> Any:
         trust_remote_code=False,
         **options,
     )
+    if getattr(model, "quantization_method", None) == "bitnet":
+        # Its layers compile functions of three operations: a C++ compiler and half a minute.
+        torch.compiler.set_stance("force_eager")
     if request["base"]:
         from peft import PeftModel
 

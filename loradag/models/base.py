@@ -50,16 +50,19 @@ def _from_package(model: Model, folder: Path) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
+    from loradag.compat.transformers import reading_gguf_once
+
     file = packaged_gguf(str(model.id))
-    tokenizer = read_gguf_tokenizer(file)
+    with reading_gguf_once():
+        tokenizer = read_gguf_tokenizer(file)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float16,
+        )
     tokenizer.model_max_length = model.context
     tokenizer.save_pretrained(folder)
-    loaded = AutoModelForCausalLM.from_pretrained(
-        file.parent,
-        gguf_file=file.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float16,
-    )
     loaded.save_pretrained(folder)
     package = importlib.metadata.packages_distributions()[str(model.id)][0]
     revision = f"{package}=={importlib.metadata.version(package)}"

@@ -1,8 +1,15 @@
-"""A model that completes prompts, rendered as in its training."""
+"""A model that continues a prompt, rendered as in its training."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from transformers import TextStreamer
 
 from loradag.config.problems import LoradagError
 from loradag.data.templates import chat_prompt, render_prompt
@@ -15,51 +22,128 @@ if TYPE_CHECKING:
     import torch
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; a temperature of 0 is greedy."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+
+
+class Stream(TextStreamer):
+    """Text written as it is generated, and its tokens counted."""
+
+    def __init__(self, tokenizer: Any, output: TextIO | None) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.output = output
+        self.tokens = -1  # the prompt comes first, in one call
+
+    def put(self, value: Any) -> None:
+        self.tokens += 1
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if self.output is not None:
+            self.output.write(text)
+            self.output.flush()
+
+
 class TextGenerator:
     """The transformers text-generation pipeline over one of a run's models."""
 
-    def __init__(self, paths: Paths, model: str, dtype: torch.dtype) -> None:
+    def __init__(self, paths: Paths, model: str, dtype: torch.dtype, sampling: Sampling) -> None:
         from transformers import pipeline
 
         load = {
             "tuned": lambda: load_tuned(paths, load_quantized(paths, dtype)),
+            "quantized": lambda: load_quantized(paths, dtype),
             "merged": lambda: load_model(paths.merged, dtype),
             "base": lambda: load_base(paths, dtype),
         }
         if model not in load:
-            raise LoradagError(f"model = {model!r}: choose {', '.join(load)}.")
-        for needed in (paths.contract, paths.adapter if model == "tuned" else paths.base):
-            if not needed.exists():
-                raise LoradagError(f"{needed} is missing. Run `dvc repro` first.")
+            raise LoradagError(f"model = {model!r}: choose tuned, merged or base.")
+        needed = {"tuned": paths.adapter, "merged": paths.merged, "quantized": paths.quantized}
+        for folder in (paths.contract, needed.get(model, paths.base)):
+            if not folder.exists():
+                raise LoradagError(f"{folder} is missing. Run `dvc repro` first.")
         self.template = read_contract(paths.contract).template
         self.tokenizer = load_tokenizer(paths.base)
         self.pipe = pipeline("text-generation", model=load[model](), tokenizer=self.tokenizer)
+        self.sampling = sampling
+        self.tokens, self.seconds = 0, 0.0
 
-    def complete(self, prompt: str, **sampling: Any) -> str:
-        """The rendered prompt and its completion."""
+    @property
+    def tokens_per_second(self) -> float:
+        """Of everything generated so far, prompts included in the time."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def complete(self, prompt: str, output: TextIO | None = None) -> str:
+        """The rendered prompt (of a dialogue: nothing) and its continuation, also to `output`."""
         text = render_prompt(self.template, prompt, self.tokenizer)
-        completion = self._generate(text, **sampling)
-        return text + completion if self.template.kind == "plain" else completion
+        opening = text if self.template.kind == "plain" else ""
+        if output is not None:
+            output.write(opening)
+        return opening + self._generate(text, output)
 
-    def answer(self, messages: list[dict[str, str]], **sampling: Any) -> str:
-        """The model's turn after `messages`."""
+    def complete_all(self, prompts: list[str]) -> Iterator[dict[str, Any]]:
+        """`prompt`, `text` and `tokens` (generated) of each prompt, in order."""
+        for prompt in prompts:
+            before = self.tokens
+            text = self.complete(prompt)
+            yield {"prompt": prompt, "text": text, "tokens": self.tokens - before}
+
+    def answer(self, messages: list[dict[str, str]], output: TextIO | None = None) -> str:
+        """The model's turn after `messages`, also to `output`."""
         if self.tokenizer.chat_template is None:
             raise LoradagError("chat=true: the model's tokenizer has no chat template.")
-        return self._generate(chat_prompt(messages, self.tokenizer), **sampling)
+        return self._generate(chat_prompt(messages, self.tokenizer), output)
 
-    def _generate(
-        self, text: str, *, max_new_tokens: int, temperature: float, top_p: float, seed: int
-    ) -> str:
+    def _generate(self, text: str, output: TextIO | None) -> str:
         from transformers import set_seed
 
-        set_seed(seed)
-        sampled = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        sampling = self.sampling
+        set_seed(sampling.seed)
+        sampled = {
+            "do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p,
+            "top_k": 0,
+        }  # fmt: skip
         opens = text.startswith(self.tokenizer.bos_token or "\0")
+        stream = Stream(self.tokenizer, output)
+        started = time.perf_counter()
         generated = self.pipe(
             text,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=sampling.max_new_tokens,
             return_full_text=False,
             add_special_tokens=not opens,
-            **(sampled if temperature > 0 else {"do_sample": False}),
+            streamer=stream,
+            **(sampled if sampling.temperature > 0 else {"do_sample": False}),
         )
+        self.seconds += time.perf_counter() - started
+        self.tokens += stream.tokens
         return str(generated[0]["generated_text"])
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file: a line each, or of `.jsonl` the key `prompt` of each line.
+
+    Raises:
+        LoradagError: there is no such file, no prompt in it, or a line that is none.
+    """
+    if not path.is_file():
+        raise LoradagError(f"prompts = {str(path)!r}: no such file.")
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise LoradagError(f"prompts = {str(path)!r}: has no prompt.")
+    if path.suffix != ".jsonl":
+        return lines
+    prompts = []
+    for at, line in enumerate(lines, 1):
+        try:
+            prompts.append(str(json.loads(line)["prompt"]))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise LoradagError(
+                f"prompts = {str(path)!r}: line {at} is no JSON object with the key prompt."
+            ) from error
+    return prompts

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loradag.config.problems import LoradagError
 from loradag.models.device import device
 from loradag.models.pinning import weights_folder
 from loradag.models.precision import cast_parameters, compute_in, quantized_by, verify_dtype
@@ -14,11 +15,21 @@ if TYPE_CHECKING:
     import torch
 
 
-def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
+def load_model(folder: Path, dtype: torch.dtype, attention: str = "auto", **options: Any) -> Any:
     """A causal LM in inference mode, from safetensors alone, on the device of this run.
 
     Every float parameter computes in `dtype`, whatever dtype the checkpoint stores it in.
+
+    Args:
+        folder: the checkpoint.
+        dtype: to compute in.
+        attention: transformers' name of an implementation; "auto" is its own choice.
+        options: of `from_pretrained`.
+
+    Raises:
+        LoradagError: the attention implementation is not available here.
     """
+    import torch
     from transformers import AutoModelForCausalLM
 
     from loradag.models.activations import as_noted
@@ -27,22 +38,36 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
         from loradag.compat.torchao import register
 
         register()
-    loaded = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=dtype,
-        device_map={"": device()},
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        **options,
-    )
+    if attention != "auto":
+        options["attn_implementation"] = attention
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map={"": device()},
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **options,
+        )
+    except (ImportError, ValueError) as error:
+        if attention == "auto":
+            raise
+        raise LoradagError(
+            f"train.attention = {attention!r}: {str(error).splitlines()[0]} Set "
+            "train.attention=auto."
+        ) from error
+    if getattr(loaded, "quantization_method", None) == "bitnet":
+        # Its layers compile functions of three operations: that takes a C++ compiler and half a
+        # minute.
+        torch.compiler.set_stance("force_eager")
     compute_in(loaded, folder, dtype)
     verify_dtype(loaded, dtype)
     return as_noted(loaded, folder).eval()
 
 
-def load_base(paths: Paths, dtype: torch.dtype, **options: Any) -> Any:
-    return load_model(weights_folder(paths.base), dtype, **options)
+def load_base(paths: Paths, dtype: torch.dtype, attention: str = "auto") -> Any:
+    return load_model(weights_folder(paths.base), dtype, attention)
 
 
 def is_quantized(paths: Paths) -> bool:
@@ -50,11 +75,11 @@ def is_quantized(paths: Paths) -> bool:
     return (paths.quantized / "config.json").exists()
 
 
-def load_quantized(paths: Paths, dtype: torch.dtype) -> Any:
+def load_quantized(paths: Paths, dtype: torch.dtype, attention: str = "auto") -> Any:
     """The frozen base as training sees it, computing in `dtype`."""
     if not is_quantized(paths):
-        return load_base(paths, dtype)
-    return load_model(paths.quantized, dtype)
+        return load_base(paths, dtype, attention)
+    return load_model(paths.quantized, dtype, attention)
 
 
 def is_adapter(paths: Paths) -> bool:

@@ -23,9 +23,6 @@ def configure(runtime: Runtime) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # cuBLAS is deterministic only with a fixed workspace.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # transformers compiles its ternary layers' rounding: a C++ compiler and half a minute, for
-    # functions of three operations.
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     _quieten()
 
 

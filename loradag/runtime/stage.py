@@ -18,12 +18,17 @@ from loradag.runtime.paths import Paths
 from loradag.runtime.report_files import check_report
 
 
-def run_stage(function: Callable[..., Mapping[str, Any] | None]) -> None:
+def run_stage(
+    function: Callable[..., Mapping[str, Any] | None],
+    *,
+    check: Callable[[Paths, Config], None] | None = None,
+) -> None:
     """Run `function` as the stage of its name, in the working directory.
 
     The parameters after `paths` name the sections of `params.yaml` that it reads; `params.yaml` is
     validated in full first. What it returns, if anything, is checked against its class in
-    `report_keys`, and written with `seconds` to `reports/NAME.json`.
+    `report_keys`, and written with `seconds` to `reports/NAME.json`. `check`, if given, may refuse
+    the full configuration before the stage starts.
     A user's mistake ends in one message and exit code 1.
     """
     name = function.__name__
@@ -32,6 +37,8 @@ def run_stage(function: Callable[..., Mapping[str, Any] | None]) -> None:
     try:
         config = load_config(paths.params)
         configure(config.runtime)
+        if check is not None:
+            check(paths, config)
         started = time.perf_counter()
         report = function(paths, **sections(function, config))
         if report is not None:
@@ -41,7 +48,7 @@ def run_stage(function: Callable[..., Mapping[str, Any] | None]) -> None:
     except LoradagError as error:
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"{name}: stopped. Run `dvc repro` to go on.")
+        sys.exit(f"{name}: stopped. Run `dvc repro` to continue.")
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise

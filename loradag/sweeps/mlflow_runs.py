@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from loradag.comparison.job_records import JOB, JobRecord, SweepRecord
+from loradag.comparison.ranking import winner
 from loradag.config.problems import LoradagError
 from loradag.planning.grid import without_unstaged
+from loradag.tracking.registry import WINNER_TAG
 from loradag.tracking.store import create_run, open_store, reason, shown_uri, store_uri
 
 SWEEP_TAG = "sweep.key"  # on the parent
@@ -72,6 +74,10 @@ def close_parent(sweep: SweepRecord, jobs: list[JobRecord], files: list[Path], s
         )
         if measured := [job.perplexity for job in jobs if job.perplexity is not None]:
             client.log_metric(sweep.run_id, "sweep.best_perplexity", min(measured))
+        best = winner(jobs)
+        if best and "train" in best.reports:
+            # The registry finds it when the winner is published in the project itself.
+            client.set_tag(sweep.run_id, WINNER_TAG, best.reports["train"]["checkpoint_key"])
         client.set_terminated(sweep.run_id, status)
 
 

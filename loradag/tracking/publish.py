@@ -19,7 +19,12 @@ from loradag.runtime.report_keys import Reports
 from loradag.tracking.datasets import dataset_inputs
 from loradag.tracking.flattening import flat_metrics
 from loradag.tracking.live import close_run, log_points, open_run, without_logged
-from loradag.tracking.registry import register, registry_tags
+from loradag.tracking.registry import (
+    name_champion,
+    register,
+    register_adapter,
+    registry_tags,
+)
 from loradag.tracking.store import reason, shown_uri, store_uri
 
 if TYPE_CHECKING:
@@ -44,7 +49,8 @@ def publish(
         reports: by stage.
         curves: {step: {metric: value}}.
         tags: see `provenance`.
-        register_as: name of the registered model that the merged one becomes a version of.
+        register_as: name of the registered model that the merged one becomes a version of; an
+            adapter becomes a version of the same name with `-adapter`.
 
     Raises:
         LoradagError: MLflow cannot be reached, or refuses.
@@ -60,7 +66,7 @@ def publish(
         experiment_id = _log(client, run_id, name, params, reports, curves, tags)
         _log_files(client, run_id, paths, list(reports))
         if register_as:
-            register(client, paths, register_as, run_id, registry_tags(tags))
+            _register(client, paths, register_as, run_id, registry_tags(tags), key)
         close_run(paths, client, run_id, content)
     except (MlflowException, SQLAlchemyError, requests.RequestException) as error:
         raise LoradagError(
@@ -124,6 +130,20 @@ def _log_files(client: MlflowClient, run_id: str, paths: Paths, stages: list[str
         for file in files:
             if file.exists():
                 client.log_artifact(run_id, str(file), folder)
+
+
+def _register(
+    client: MlflowClient, paths: Paths, name: str, run_id: str, tags: Mapping[str, str], key: str
+) -> None:
+    """Register the merged model and, where there is one, the adapter; name a sweep's winner."""
+    from loradag.models.loading import is_adapter
+
+    versions = {name: register(client, paths, name, run_id, tags)}
+    if is_adapter(paths):
+        adapter = f"{name}-adapter"
+        versions[adapter] = register_adapter(client, paths, adapter, run_id, tags)
+    for model, number in versions.items():
+        name_champion(client, model, number, run_id, key)
 
 
 def _digest(content: Any) -> str:

@@ -27,7 +27,7 @@ from loradag.config.problems import LoradagError
 from loradag.models.loading import load_model
 
 
-def load_masters(folder: Path) -> Any:
+def load_masters(folder: Path, attention: str = "auto") -> Any:
     """The model of `folder` with ternary layers, float32 masters under them, all trainable.
 
     Raises:
@@ -38,7 +38,7 @@ def load_masters(folder: Path) -> Any:
     config.quantization_config = BitNetQuantConfig(
         linear_class="autobitlinear", quantization_mode="online"
     ).to_dict()
-    model = load_model(folder, torch.float32, config=config)
+    model = load_model(folder, torch.float32, attention, config=config)
     for name, layer in _ternary_layers(model).items():
         if layer.out_features % VALUES_PER_ITEM:
             raise LoradagError(

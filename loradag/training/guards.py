@@ -39,6 +39,19 @@ def check_labels(labels: Iterable[Any], loss: str, eos_token_id: int) -> None:
         )
 
 
+def check_optimizer(optimizer: str, device: str) -> None:
+    """Refuse an optimizer that bitsandbytes does not have for `device`.
+
+    Raises:
+        LoradagError: a paged optimizer on a Mac's GPU, which has no paged memory.
+    """
+    if device == "mps" and optimizer.startswith("paged_"):
+        raise LoradagError(
+            f"train.optimizer = {optimizer!r}: bitsandbytes has no paged optimizer for MPS. Set "
+            "train.optimizer=adamw_torch, or runtime.device=cpu."
+        )
+
+
 class Guards(TrainerCallback):
     """Stops a training that diverges, that learns nothing, or whose model is beyond any use.
 

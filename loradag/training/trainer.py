@@ -12,13 +12,13 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
-from loradag.compat.trl import trained_parameters_unchanged
+from loradag.compat.trl import keep_trained_parameters
 from loradag.config.problems import LoradagError
 from loradag.config.train import Train
 from loradag.data.rows import Rows
 from loradag.evaluation.perplexity import score
 from loradag.models.precision import verify_dtype
-from loradag.training.guards import IGNORED, Guards, check_labels
+from loradag.training.guards import IGNORED, Guards, check_labels, check_optimizer
 from loradag.training.packing import verify_packing
 
 
@@ -155,57 +155,58 @@ def make_trainer(
         )
     data = first_rows(labelled(rows, train.loss, checkpoints / "rows.arrow"), train.max_rows)
     check_labels(label_batches(data), train.loss, tokenizer.eos_token_id)
+    check_optimizer(train.optimizer, model.device.type)
+    restore = keep_trained_parameters(model)
     stopping = train.early_stopping
-    arguments = SFTConfig(
-        output_dir=str(checkpoints),
-        max_steps=train.max_steps or -1,
-        num_train_epochs=train.epochs,
-        per_device_train_batch_size=train.batch_size,
-        gradient_accumulation_steps=train.gradient_accumulation,
-        gradient_checkpointing=train.gradient_checkpointing,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type=train.scheduler,
-        warmup_steps=train.warmup_steps,
-        optim=train.optimizer,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        packing=train.packing,
-        eval_packing=False,
-        max_length=train.packing_tokens if train.packing else None,
-        bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16,
-        use_cpu=model.device.type == "cpu",
-        seed=seed,
-        logging_steps=train.logging_steps,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,  # else a NaN is logged as the average of the others
-        include_num_input_tokens_seen="non_padding",
-        eval_strategy="steps",
-        eval_steps=train.eval_steps or sys.maxsize,  # the last step is evaluated in any case
-        metric_for_best_model="eval_loss",
-        load_best_model_at_end=train.keep == "best",
-        restore_callback_states_from_checkpoint=True,  # the patience that is left
-        save_steps=train.checkpoint_steps,
-        save_total_limit=2,
-        report_to="none",
+    trainer = Trainer(
+        model=model,
+        args=SFTConfig(
+            output_dir=str(checkpoints),
+            max_steps=train.max_steps or -1,
+            num_train_epochs=train.epochs,
+            per_device_train_batch_size=train.batch_size,
+            gradient_accumulation_steps=train.gradient_accumulation,
+            gradient_checkpointing=train.gradient_checkpointing,
+            learning_rate=train.learning_rate,
+            lr_scheduler_type=train.scheduler,
+            warmup_steps=train.warmup_steps,
+            optim=train.optimizer,
+            weight_decay=train.weight_decay,
+            max_grad_norm=train.max_grad_norm,
+            packing=train.packing,
+            eval_packing=False,
+            max_length=train.packing_tokens if train.packing else None,
+            bf16=dtype == torch.bfloat16,
+            fp16=dtype == torch.float16,
+            use_cpu=model.device.type == "cpu",
+            seed=seed,
+            logging_steps=train.logging_steps,
+            logging_first_step=True,
+            logging_nan_inf_filter=False,  # else a NaN is logged as the average of the others
+            include_num_input_tokens_seen="non_padding",
+            eval_strategy="steps",
+            eval_steps=train.eval_steps or sys.maxsize,  # the last step is evaluated in any case
+            metric_for_best_model="eval_loss",
+            load_best_model_at_end=train.keep == "best",
+            restore_callback_states_from_checkpoint=True,  # the patience that is left
+            save_steps=train.checkpoint_steps,
+            save_total_limit=2,
+            report_to="none",
+        ),
+        train_dataset=data,
+        eval_dataset=first_rows(
+            labelled(held_out, train.loss, checkpoints / "held_out.arrow"), train.eval_rows
+        ),
+        processing_class=tokenizer,
+        callbacks=[
+            Guards(model),
+            *callbacks,
+            Stopping(stopping.patience or sys.maxsize, stopping.threshold),
+        ],
     )
-    with trained_parameters_unchanged(model):
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=data,
-            eval_dataset=first_rows(
-                labelled(held_out, train.loss, checkpoints / "held_out.arrow"), train.eval_rows
-            ),
-            processing_class=tokenizer,
-            callbacks=[
-                Guards(model),
-                *callbacks,
-                Stopping(stopping.patience or sys.maxsize, stopping.threshold),
-            ],
-        )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LossBar())
+    restore()
     if train.packing and len(rows) > 1:
         first, second = (row.input_ids[: train.packing_tokens // 2] for row in rows[:2])
         verify_packing(model, trainer.data_collator, first, second)

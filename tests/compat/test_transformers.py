@@ -1,7 +1,13 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
-from loradag.compat.transformers import float32_parameters, is_quantizable, skipped_modules
+from loradag.compat.transformers import (
+    float32_parameters,
+    is_quantizable,
+    reading_gguf_once,
+    skipped_modules,
+)
+from loradag.export.gguf_format import write_gguf
 from loradag.models.loading import load_model
 
 
@@ -35,3 +41,36 @@ def test_the_layers_are_those_that_transformers_quantises(tiny_base):
     theirs = {n for n, m in quantized.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
     assert ours == theirs
     assert len(ours) == 14 - 2 - 3
+
+
+def test_one_reading_of_a_gguf_file_gives_the_same_model(tiny_base, tmp_path, monkeypatch):
+    import gguf
+    from transformers import AutoTokenizer, GgufConfig
+
+    opened = []
+    init = gguf.GGUFReader.__init__
+    monkeypatch.setattr(
+        gguf.GGUFReader, "__init__", lambda *args: (opened.append(args[1]), init(*args))[1]
+    )
+    write_gguf(tiny_base, tmp_path / "model.gguf", "q4_1", "tiny")
+
+    def load(folder):
+        model = AutoModelForCausalLM.from_pretrained(
+            tmp_path,
+            gguf_file="model.gguf",
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float16,
+        )
+        model.save_pretrained(tmp_path / folder)
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
+        tokenizer.save_pretrained(tmp_path / folder)
+        return {file.name: file.read_bytes() for file in sorted((tmp_path / folder).iterdir())}
+
+    plain = load("plain")
+    read_before = len(opened)
+    with reading_gguf_once():
+        once = load("once")
+    assert len(opened) - read_before == 1 < read_before
+    assert plain.keys() == once.keys()
+    assert all(plain[name] == once[name] for name in plain)
+    assert gguf.get_tensor_name_map.__module__.startswith("gguf"), "left patched"

@@ -186,6 +186,25 @@ def test_a_mix_of_formats_by_weight(letters, tmp_path, rows) -> None:
     assert report["dropped"] == {"over_share": 120}
 
 
+def test_near_duplicates_of_held_out_rows_are_not_trained_on(letters, tmp_path, rows) -> None:
+    words = [f"word{n}" for n in range(60)]
+    near = [{"prompt": "Say all.", "completion": " ".join([*words, end])} for end in ("x", "y")]
+    file = write(tmp_path / "near.jsonl", [*map(json.loads, rows.open()), near[0]])
+    own = write(tmp_path / "own.jsonl", [near[1], pair(1000)])
+    prepare = replace(
+        PREPARE, path=str(file), eval_path=str(own), near_duplicates=0.8, max_tokens=999,
+        max_rows=100,
+    )  # fmt: skip
+    sources = [
+        Source("mine", "file", paths=(str(file),)),
+        Source("held out", "file", paths=(str(own),), is_held_out=True),
+    ]
+    splits, report = run(letters(), tmp_path / "out", prepare, *sources)
+    assert report["dropped"] == {"near_duplicate": 1, "over_max_rows": 200}
+    assert any("word59 y" in text for text in texts(splits, "eval"))
+    assert not any("word59" in text for text in texts(splits, "train"))
+
+
 def test_a_function_of_the_users_own(letters, tmp_path, rows) -> None:
     code = tmp_path / "my_rows.py"
     code.write_text(

@@ -48,7 +48,8 @@ def test_weights_round_by_their_mean_size() -> None:
     np.testing.assert_allclose(1 / inverse.item(), gamma, rtol=1e-6)
     np.testing.assert_array_equal(codes, np.clip(np.round(weight.numpy() / gamma), -1, 1))
     assert sorted(codes.unique().tolist()) == [-1, 0, 1]
-    torch.testing.assert_close(codes / inverse, WeightQuant.apply(weight))
+    with torch.compiler.set_stance("force_eager"):
+        torch.testing.assert_close(codes / inverse, WeightQuant.apply(weight))
 
 
 def test_masters_train_through_both_roundings(tiny_base) -> None:

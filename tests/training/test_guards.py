@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerState
 
 from loradag.config.problems import LoradagError
-from loradag.training.guards import IGNORED, Guards, check_labels
+from loradag.training.guards import IGNORED, Guards, check_labels, check_optimizer
 from tests.conftest import run_stages
 from tests.training.conftest import copied
 
@@ -20,6 +20,13 @@ def test_labels_that_train_nothing_are_refused() -> None:
     with pytest.raises(LoradagError, match="EOS is trained in no row"):
         check_labels([[5, 6], [IGNORED, 7]], "completion", 2)
     check_labels([[5, 6], [IGNORED, 2]], "completion", 2)
+
+
+def test_paged_optimizers_are_refused_where_there_are_none() -> None:
+    with pytest.raises(LoradagError, match=r"train\.optimizer = 'paged_adamw_8bit'.*MPS"):
+        check_optimizer("paged_adamw_8bit", "mps")
+    check_optimizer("adamw_torch", "mps")
+    check_optimizer("paged_adamw_8bit", "cuda")
 
 
 def test_a_learning_rate_that_ruins_the_model_is_refused(trained, tmp_path) -> None:

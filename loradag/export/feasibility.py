@@ -1,0 +1,94 @@
+"""What cannot be adapted or exported, known from the base and the config before training."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from loradag.compat.gguf import ConversionError, check_convertible
+from loradag.config.problems import LoradagError
+from loradag.config.sections import Config
+from loradag.models.pinning import weights_folder
+from loradag.runtime.paths import Paths
+
+# Gemma's sizes whose attention scale llama.cpp takes from width and heads, by their layers.
+GEMMA_27B = {"gemma2": 46, "gemma3_text": 62}
+
+
+def check_feasible(paths: Paths, config: Config) -> None:
+    """Refuse a run that could only fail after its training.
+
+    Raises:
+        LoradagError: the model has experts that no adapter or quantisation reaches, or llama.cpp
+            cannot run it.
+    """
+    described = json.loads((paths.base / "config.json").read_text(encoding="utf-8"))
+    if config.adapter.variant != "none" or config.quantize.scheme != "none":
+        _check_experts(paths.base)
+    if "gguf" in config.export.formats:
+        _check_llamacpp(described)
+        _check_converter(paths.base)
+
+
+def _check_experts(base: Path) -> None:
+    """Experts are one tensor of three dimensions in transformers 5, and no linear layers."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(base, local_files_only=True)
+        )
+    experts = [
+        name for name, parameter in model.named_parameters()
+        if parameter.dim() == 3 and "expert" in name
+    ]  # fmt: skip
+    if experts:
+        raise LoradagError(
+            f"model: {type(model).__name__} has experts as tensors of three dimensions "
+            f"({experts[0]}), which neither an adapter's linear layers nor quantize reaches. Set "
+            "adapter=none quantize=none to train every weight, or take a model without experts."
+        )
+
+
+def _check_llamacpp(described: dict[str, Any]) -> None:
+    """What llama.cpp does not read from a file, and computes in one way only."""
+    kind = str(described.get("model_type"))
+    head = described.get("head_dim")
+    scalar = described.get("query_pre_attn_scalar")
+    if kind in GEMMA_27B and scalar is not None:
+        if described["num_hidden_layers"] == GEMMA_27B[kind]:
+            head = described["hidden_size"] // described["num_attention_heads"]
+        if scalar != head:
+            raise _refused(
+                f"it takes the attention scale from the head size {head}, where the model's "
+                f"query_pre_attn_scalar is {scalar}"
+            )
+    if kind == "qwen3_moe" and not described.get("norm_topk_prob"):
+        raise _refused(
+            "it normalises the weights of the chosen experts, where the model's norm_topk_prob is "
+            "false"
+        )
+
+
+def _check_converter(base: Path) -> None:
+    """Let the converter read the weights' names with the tokenizer of `base`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for folder in (base, weights_folder(base)):
+            for file in sorted(folder.iterdir()):
+                link = Path(scratch) / file.name
+                if not link.exists():  # the base's tokenizer comes before that of its weights
+                    link.symlink_to(file.resolve())
+        try:
+            check_convertible(Path(scratch))
+        except ConversionError as error:
+            raise _refused(f"its converter fails: {error}") from error
+
+
+def _refused(reason: str) -> LoradagError:
+    return LoradagError(
+        f"export.formats: llama.cpp cannot run this model as it is: {reason}. Take "
+        "export=safetensors."
+    )

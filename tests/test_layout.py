@@ -1,0 +1,159 @@
+"""The packages of loradag/: what may import what, and which stages rerun for which edit."""
+
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from loradag.config.composition import compose, plain
+from loradag.planning.pipeline import Pipeline
+from tests.conftest import ROOT
+from tests.test_contract import first_party_imports
+
+LIBRARY = ROOT / "loradag"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+
+
+def package_of(path: Path) -> str | None:
+    parts = path.relative_to(LIBRARY).parts
+    return parts[0] if len(parts) > 1 else None
+
+
+def package_imports() -> dict[str, set[str]]:
+    """What each package imports, by the imports of its modules."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for path in sorted(LIBRARY.rglob("*.py")):
+        package = package_of(path)
+        if package is None:
+            continue
+        for other in first_party_imports(path):
+            target = package_of(other) if other.is_relative_to(LIBRARY) else None
+            if target not in (None, package):
+                found[package].add(str(target))
+    return dict(found)
+
+
+def layers() -> list[list[str]]:
+    """The diagram of CONTRIBUTING.md: a line a layer, from the top down."""
+    text = CONTRIBUTING.read_text(encoding="utf-8")
+    diagram = re.search(r"<!-- layers -->\n```\n(.+?)\n```", text, re.DOTALL)
+    assert diagram, "CONTRIBUTING.md has no diagram of layers"
+    return [line.split() for line in diagram[1].splitlines()]
+
+
+def test_packages_import_downwards_as_the_diagram_has_them() -> None:
+    level = {name: depth for depth, names in enumerate(layers()) for name in names}
+    packages = {path.name for path in LIBRARY.iterdir() if (path / "__init__.py").exists()}
+    assert set(level) == packages
+    upwards = [
+        f"{package} -> {other}"
+        for package, others in package_imports().items()
+        for other in others
+        if level[other] <= level[package]
+    ]
+    assert not upwards, "an import within a layer or to a higher one"
+
+
+def test_no_file_name_is_in_two_packages() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for path in LIBRARY.rglob("*.py"):
+        if path.name != "__init__.py":
+            places[path.name].append(str(path.relative_to(ROOT)))
+    assert not [found for found in places.values() if len(found) > 1]
+
+
+# Which stages an edit of a module reruns, even if it only adds a comment; the longest path counts.
+# What is not listed reruns none: how stages are configured, run, planned, swept and watched.
+RERUNS: dict[str, str] = {
+    "loradag/checkpoints": "fetch quantize train baseline evaluate merge export report",
+    "loradag/checkpoints/safetensors_reader.py": "fetch quantize train merge export",
+    "loradag/checkpoints/safetensors_writer.py": "quantize merge export",
+    "loradag/checkpoints/skeleton.py": "merge",
+    "loradag/compat": "quantize train baseline evaluate merge export report",
+    "loradag/compat/chat_templates.py": "prepare",
+    "loradag/compat/dvc.py": "",
+    "loradag/compat/gguf.py": "export",
+    "loradag/compat/hydra.py": "",
+    "loradag/compat/llamacpp.py": "export",
+    "loradag/compat/mlflow.py": "report",
+    "loradag/compat/peft.py": "train merge",
+    "loradag/compat/transformers.py": "fetch quantize train baseline evaluate merge export report",
+    "loradag/compat/trl.py": "train",
+    "loradag/data": "prepare",
+    "loradag/data/files.py": "prepare baseline evaluate",
+    "loradag/data/hub.py": "prepare baseline evaluate",
+    "loradag/data/origins.py": "source prepare baseline evaluate",
+    "loradag/data/rows.py": "prepare train baseline evaluate merge export",
+    "loradag/data/selection.py": "prepare baseline evaluate",
+    "loradag/data/shapes.py": "prepare baseline evaluate",
+    "loradag/data/sources.py": "prepare baseline evaluate",
+    "loradag/data/templates.py": "prepare train baseline evaluate merge export",
+    "loradag/data/token_contract.py": "prepare train baseline evaluate merge export",
+    "loradag/data/tokenization.py": "prepare train baseline evaluate merge export",
+    "loradag/evaluation": "baseline evaluate",
+    "loradag/evaluation/parity.py": "merge export",
+    "loradag/evaluation/perplexity.py": "train baseline evaluate",
+    "loradag/evaluation/samples.py": "baseline evaluate merge export",
+    "loradag/export": "export",
+    "loradag/export/feasibility.py": "",
+    "loradag/merging": "merge",
+    "loradag/models": "quantize train baseline evaluate merge export report",
+    "loradag/models/base.py": "fetch",
+    "loradag/models/generator.py": "",
+    "loradag/models/pinning.py": "fetch quantize train baseline evaluate merge export report",
+    "loradag/models/random_tokenizer.py": "fetch",
+    "loradag/models/tokenizer.py": "prepare train baseline evaluate merge export report",
+    "loradag/quantization": "quantize",
+    "loradag/quantization/absmax.py": "quantize train merge export",
+    "loradag/quantization/affine.py": "quantize merge",
+    "loradag/quantization/bnb.py": "quantize merge",
+    "loradag/quantization/dequantize.py": "merge",
+    "loradag/quantization/fake_quantize.py": "train",
+    "loradag/quantization/lattice.py": "export",
+    "loradag/quantization/schemes.py": "quantize merge",
+    "loradag/reporting": "report",
+    "loradag/reporting/sweep_figures.py": "",
+    "loradag/reporting/sweep_page.py": "",
+    "loradag/reporting/sweep_tables.py": "",
+    "loradag/tracking": "report",
+    "loradag/training": "train",
+    "loradag/training/guards.py": "",
+    "loradag/training/naming.py": "train export",
+    "stages/baseline.py": "baseline",
+    "stages/evaluate.py": "evaluate",
+    "stages/export.py": "export",
+    "stages/fetch.py": "fetch",
+    "stages/merge.py": "merge",
+    "stages/prepare.py": "prepare",
+    "stages/quantize.py": "quantize",
+    "stages/report.py": "report",
+    "stages/source.py": "source",
+    "stages/train.py": "train",
+}
+
+
+def listed(path: str) -> set[str]:
+    entries = [entry for entry in RERUNS if path == entry or path.startswith(f"{entry}/")]
+    return set(RERUNS[max(entries, key=len)].split()) if entries else set()
+
+
+def test_an_edit_reruns_the_stages_that_the_module_computes_in_and_no_others() -> None:
+    pipeline, params = Pipeline(ROOT, ROOT / "no-such-cache"), plain(compose([]))
+    deps: dict[str, set[str]] = defaultdict(set)
+    for stage in pipeline.stages(params):
+        for dep in stage.deps:
+            path = ROOT / dep
+            for file in path.rglob("*.py") if path.is_dir() else [path]:
+                deps[file.relative_to(ROOT).as_posix()].add(stage.name)
+    modules = [
+        path.relative_to(ROOT).as_posix()
+        for folder in ("conf", "loradag", "stages")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if path.name != "__init__.py"
+    ]
+    wrong: dict[str, Any] = {
+        module: sorted(deps[module]) for module in modules if deps[module] != listed(module)
+    }
+    assert not wrong
+    stale = [entry for entry in RERUNS if not any(m.startswith(entry) for m in modules)]
+    assert not stale, "entries of no module"
