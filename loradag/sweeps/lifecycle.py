@@ -144,8 +144,10 @@ def _conclude(folder: Path, code: Any) -> Any:
     for job in failed:
         console.print(f"[red]#{job.number} {job.name} failed:[/red]", escape(str(job.failure)))
     console.print(f"Page: {page.name}; records: {folder.relative_to(sweep.project)}")
-    if command:
-        console.print("Promote the best job (merge and export run; the rest is in the cache):")
+    if best is not None:
+        complete = any(stage["name"] == "export" for stage in best.stages)
+        runs = "only the report runs" if complete else "merge, export and report run"
+        console.print(f"Promote the best job ({runs}; the rest is in the cache):")
         console.print(f"  {command}", markup=False)
     if code == 130:
         console.print("Stopped. The same command continues: what has run is in the cache.")

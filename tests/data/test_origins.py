@@ -131,3 +131,11 @@ def test_files_have_no_origin_but_themselves(tmp_path) -> None:
     (tmp_path / "source.json").write_text("{}")
     (source,) = pinned_sources(prepare, tmp_path / "source.json")
     assert source.paths == ("a.jsonl",)
+
+
+def test_a_data_set_out_of_reach_is_one_clear_error() -> None:
+    from loradag.data.hub import load_split
+
+    source = origins.Source("rows", "hub", "someone/rows", None, "c0ffee", "train")
+    with pytest.raises(LoradagError, match=r"prepare\.id = 'someone/rows'.*prepare=quotes needs"):
+        next(load_split(source))

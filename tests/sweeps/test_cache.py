@@ -28,6 +28,7 @@ def test_a_sweep_ends_at_evaluate_unless_it_is_asked_for_more(toy: Toy) -> None:
     assert code == 0, output
     assert toy.ran() == {"prepare": 1, "quantize": 1, "train": 2, "evaluate": 2, "report": 2}
     pages = [json.loads(p.read_text()) for p in toy.root.glob("multirun/*/*/workspace/report.html")]
+    assert "merge, export and report run" in output
     assert [sorted(page) for page in pages] == [["evaluate", "prepare", "quantize", "train"]] * 2
     ended = toy.runs()[0]
 
@@ -36,6 +37,7 @@ def test_a_sweep_ends_at_evaluate_unless_it_is_asked_for_more(toy: Toy) -> None:
     code, output = toy.sweep("adapter.r=4,8", "sweep.until=export")
     assert code == 0, output
     assert toy.ran() == {"merge": 2, "export": 2, "report": 2}
+    assert "only the report runs" in output
     assert len(toy.runs()[0]) == len(ended) + 1  # another sweep, for its jobs are others
 
     code, output = toy.sweep("adapter.r=4,8", "sweep.until=merge")
@@ -71,7 +73,7 @@ def test_a_small_learning_rate_has_the_key_that_dvc_computes(toy: Toy) -> None:
 
 
 def test_a_waiting_job_prints_what_it_waits_for(toy: Toy) -> None:
-    arguments = ("evaluate.window=128,256", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    arguments = ("evaluate.window=256,512", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     code, output = toy.sweep(*arguments, TOY_SECONDS="5")
     assert code == 0, output
     assert toy.ran() == {"prepare": 1, "quantize": 1, "train": 1, "evaluate": 2, "report": 2}

@@ -117,6 +117,7 @@ def test_nothing_is_lost_or_duplicated_when_the_server_is_killed(
     database, tmp_path, monkeypatch
 ) -> None:
     from mlflow import MlflowClient
+    from transformers import TrainerCallback  # noqa: F401  # its lazy import is not thread-safe
 
     server = Server(database, tmp_path / "artifacts")
     uri = f"http://127.0.0.1:{server.port}"

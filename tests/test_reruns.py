@@ -1,66 +1,11 @@
-"""The packages of loradag/: what may import what, and which stages rerun for which edit."""
+"""Which stages rerun for an edit of which module."""
 
-import re
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 from loradag.config.composition import compose, plain
 from loradag.planning.pipeline import Pipeline
 from tests.conftest import ROOT
-from tests.test_contract import first_party_imports
-
-LIBRARY = ROOT / "loradag"
-CONTRIBUTING = ROOT / "CONTRIBUTING.md"
-
-
-def package_of(path: Path) -> str | None:
-    parts = path.relative_to(LIBRARY).parts
-    return parts[0] if len(parts) > 1 else None
-
-
-def package_imports() -> dict[str, set[str]]:
-    """What each package imports, by the imports of its modules."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for path in sorted(LIBRARY.rglob("*.py")):
-        package = package_of(path)
-        if package is None:
-            continue
-        for other in first_party_imports(path):
-            target = package_of(other) if other.is_relative_to(LIBRARY) else None
-            if target not in (None, package):
-                found[package].add(str(target))
-    return dict(found)
-
-
-def layers() -> list[list[str]]:
-    """The diagram of CONTRIBUTING.md: a line a layer, from the top down."""
-    text = CONTRIBUTING.read_text(encoding="utf-8")
-    diagram = re.search(r"<!-- layers -->\n```\n(.+?)\n```", text, re.DOTALL)
-    assert diagram, "CONTRIBUTING.md has no diagram of layers"
-    return [line.split() for line in diagram[1].splitlines()]
-
-
-def test_packages_import_downwards_as_the_diagram_has_them() -> None:
-    level = {name: depth for depth, names in enumerate(layers()) for name in names}
-    packages = {path.name for path in LIBRARY.iterdir() if (path / "__init__.py").exists()}
-    assert set(level) == packages
-    upwards = [
-        f"{package} -> {other}"
-        for package, others in package_imports().items()
-        for other in others
-        if level[other] <= level[package]
-    ]
-    assert not upwards, "an import within a layer or to a higher one"
-
-
-def test_no_file_name_is_in_two_packages() -> None:
-    places: dict[str, list[str]] = defaultdict(list)
-    for path in LIBRARY.rglob("*.py"):
-        if path.name != "__init__.py":
-            places[path.name].append(str(path.relative_to(ROOT)))
-    assert not [found for found in places.values() if len(found) > 1]
-
 
 # Which stages an edit of a module reruns, even if it only adds a comment; the longest path counts.
 # What is not listed reruns none: how stages are configured, run, planned, swept and watched.
