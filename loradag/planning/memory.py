@@ -15,16 +15,17 @@ hidden and I intermediate size; V vocabulary.
   adapter b (17.6 h + 5 I). More by nearly a half, for what the allocator cannot fill.
 - logits: t V in float32, as logits, log-probabilities and their gradients, and trl's metrics.
 
-`merge` writes a tensor at a time; its peak is the proof, which loads one model after the other. A
-checkpoint of 16 bits is mapped while its weights are put into b bytes:
+`merge` writes a tensor at a time; its peak is the verification, which loads one model after the
+other in float32, and maps a checkpoint of 16 bits while its weights are converted:
 
-    merge = process + (b + 2) P + logits
+    merge = process + 6 P + logits
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,42 @@ MOMENTS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class TrainMemory:
+    """The peak of `train` in its parts, in bytes."""
+
+    process: int
+    weights: float
+    trained: float  # trainable parameters, gradients, moments
+    rounded: float
+    activations: float
+    logits: float
+    layer: float  # of the weights: one layer, which full sharding gathers to compute it
+
+    @property
+    def total(self) -> int:
+        parts = (self.weights, self.trained, self.rounded, self.activations, self.logits)
+        return int(self.process + sum(parts))
+
+    def on_each_of(self, devices: int) -> int:
+        """On each device with full sharding (FSDP, ZeRO-3), the same batch on each of them.
+
+        Weights, gradients and moments are divided (https://arxiv.org/abs/1910.02054); activations
+        and logits are not, and the weights of one layer are there in full while it computes.
+        """
+        if devices == 1:
+            return self.total
+        divided = (self.weights + self.trained + self.rounded) / devices
+        return int(self.process + divided + self.layer + self.activations + self.logits)
+
+
 def train_bytes(shape: Shape, params: Mapping[str, Any], longest: int | None) -> int:
     """Peak of `train`; `longest`: tokens of the longest row that it draws, if known."""
+    return train_memory(shape, params, longest).total
+
+
+def train_memory(shape: Shape, params: Mapping[str, Any], longest: int | None) -> TrainMemory:
+    """The parts of the peak of `train`."""
     adapter, train = params["adapter"], params["train"]
     row = train["packing_tokens"] if train["packing"] else longest
     tokens = train["batch_size"] * (row or params["prepare"]["max_tokens"])
@@ -58,16 +93,20 @@ def train_bytes(shape: Shape, params: Mapping[str, Any], longest: int | None) ->
         weights = stored_bytes(shape, params["quantize"], width)
         kept += 4  # the adapter's own weights
     layers = 1 if train["gradient_checkpointing"] else shape.layers
-    activations = ALLOCATOR * width * tokens * layers * _kept_floats(shape, adapter)
-    logits = LOGITS * 4 * tokens * shape.vocabulary
-    trained = kept * trainable_parameters(shape, adapter)
-    rounded = _rounded_copies(params) * width * shape.linear_parameters
-    return int(_process(params, TRAIN_PROCESS) + weights + trained + rounded + activations + logits)
+    return TrainMemory(
+        process=_process(params, TRAIN_PROCESS),
+        weights=weights,
+        trained=kept * trainable_parameters(shape, adapter),
+        rounded=_rounded_copies(params) * width * shape.linear_parameters,
+        activations=ALLOCATOR * width * tokens * layers * _kept_floats(shape, adapter),
+        logits=LOGITS * 4 * tokens * shape.vocabulary,
+        layer=width * shape.linear_parameters / shape.layers,
+    )
 
 
 def merge_bytes(shape: Shape, params: Mapping[str, Any], longest: int | None) -> int:
-    """Peak of `merge`: a model in the compute dtype, its checkpoint, and the logits of a row."""
-    weights = (dtype_bytes("auto", params["runtime"]) + 2) * shape.parameters
+    """Peak of `merge`: a model in float32, its mapped checkpoint, and the logits of a row."""
+    weights = (4 + 2) * shape.parameters
     row = longest or params["prepare"]["max_tokens"]
     logits = LOGITS * 4 * row * shape.vocabulary
     return _process(params, MERGE_PROCESS) + weights + logits

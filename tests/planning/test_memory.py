@@ -17,6 +17,7 @@ from loradag.planning.memory import (
     merge_bytes,
     stored_bytes,
     train_bytes,
+    train_memory,
 )
 from loradag.planning.parameters import model_shape
 from loradag.runtime import Paths
@@ -122,3 +123,21 @@ def test_the_longest_of_few_rows_is_shorter_than_the_longest_of_all() -> None:
 def test_dtypes_have_their_width() -> None:
     runtime = {"device": "cpu"}
     assert [dtype_bytes(n, runtime) for n in ("float32", "bfloat16", "float16")] == [4, 2, 2]
+
+
+def test_the_table_of_the_docs_is_what_the_formula_gives() -> None:
+    from benchmarks.scaling import table
+
+    assert table() in (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
+
+
+def test_full_sharding_divides_weights_and_states_and_nothing_else() -> None:
+    params = plain(compose(["model=smollm2_135m"]))
+    shape = model_shape(params["model"])
+    assert shape is not None
+    memory = train_memory(shape, params, 64)
+    assert memory.on_each_of(1) == memory.total == train_bytes(shape, params, 64)
+    fixed = memory.process + memory.layer + memory.activations + memory.logits
+    assert memory.on_each_of(10**12) == pytest.approx(fixed, rel=1e-6)
+    divided = memory.on_each_of(2) - fixed
+    assert memory.on_each_of(4) - fixed == pytest.approx(divided / 2, rel=1e-3)
