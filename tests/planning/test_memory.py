@@ -92,7 +92,7 @@ def test_estimates_hold_where_the_model_matters(overrides: list[str], tmp_path: 
 
     composed = compose(["experiment=smoke", *MIDDLE, *overrides])
     write_params(composed, tmp_path)
-    for stage in ("fetch", "prepare", "quantize"):
+    for stage in ("fetch", "source", "prepare", "quantize"):
         peak_bytes(stage, tmp_path)
     lengths = json.loads((tmp_path / "reports/prepare.json").read_text())["token_length"]
     for stage, estimate in estimates(plain(composed), lengths).items():
