@@ -14,7 +14,8 @@ def test_the_plan_is_what_then_runs(toy: Toy) -> None:
     assert code == 0, output
     assert "15 stage runs of 20: prepare 1, quantize 2, train 4, evaluate 4, report 4." in output
     assert not toy.ran()
-    assert toy.sweep(*grid)[0] == 0
+    code, output = toy.sweep(*grid)
+    assert code == 0, output
     assert sum(toy.ran().values()) == 15
     _, output = toy.run("stages.plan", "-m", "adapter.r=4,8,16", "quantize=nf4,int8")
     assert "10 stage runs of 30: train 2, evaluate 2, report 6." in output

@@ -105,7 +105,10 @@ def main(stage: str) -> None:
         write("artifacts/adapter/adapter.safetensors", json.dumps(trained, sort_keys=True))
         losses = [f"{step},{3 / step + 1 / adapter['r']}" for step in range(1, 6)]
         write("plots/loss.csv", "\n".join(["step,loss", *losses]) + "\n")
-        report |= {"trainable_parameters": 1000 * adapter["r"], "tokens_per_second": 100.0}
+        report |= {
+            "trainable_parameters": 1000 * adapter["r"], "tokens_per_second": 100.0,
+            "checkpoint_key": f"r{adapter['r']}",
+        }  # fmt: skip
         report["digest"] = sum(map(ord, json.dumps(trained, sort_keys=True)))
     elif stage == "evaluate":
         adapter, scheme, seed, total, shift = json.loads(
