@@ -107,9 +107,11 @@ def _execute(
                     if (now := _waiting(workspace)) and now != waiting:
                         log.info("#%d %s", number, now)
                     waiting = now
-        finally:  # also a stage that outlives its executor, where only that was killed
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        finally:
+            # Also a stage that outlives its executor, where only that was killed.
+            if process.returncode is None or process.returncode < 0:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
     return None if code == 0 else _reason(workspace, output)
 
 
