@@ -147,7 +147,7 @@ def test_llama_cpps_other_attention_scale_is_caught_in_the_file_too(
         run(tmp_path, "Gemma 3", query_pre_attn_scalar=8)
 
 
-def test_the_first_stage_after_fetch_refuses(
+def test_the_stage_refuses_before_it_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from loradag.config.composition import compose, write_params
@@ -159,5 +159,5 @@ def test_the_first_stage_after_fetch_refuses(
     write_params(compose(overrides), tmp_path)
     run_stages(Paths(tmp_path), smoke_config(*overrides[1:]), "fetch")
     with pytest.raises(SystemExit, match=r"prepare: .*query_pre_attn_scalar"):
-        run_stage(prepare)
+        run_stage(prepare, check=check_feasible)
     assert not Paths(tmp_path).prepared.exists()

@@ -1,8 +1,8 @@
 import os
 
 import pytest
-from loradag.sweeps.job_records import SweepRecord
 
+from loradag.comparison.job_records import SweepRecord
 from loradag.sweeps import job
 
 
