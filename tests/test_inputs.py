@@ -88,9 +88,10 @@ def test_several_files_are_one_dep(paths: list[str], common: str) -> None:
     assert common_path(paths) == common
 
 
-def test_the_project_itself_is_no_input() -> None:
-    with pytest.raises(ConfigError, match="whole project"):
-        compose(["prepare=file", "prepare.path=*.jsonl"])
+@pytest.mark.parametrize("path", ["*.jsonl", "data/*.jsonl", "data/prepared/x", "artifacts"])
+def test_what_the_stages_write_is_no_input(path: str) -> None:
+    with pytest.raises(ConfigError, match=r"prepare\.path = .*the pipeline writes to"):
+        compose(["prepare=file", f"prepare.path='{path}'"])
 
 
 def test_a_hand_edited_path_is_refused_until_the_dep_follows() -> None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from loradag.config.inputs import derive_inputs
+from loradag.config.inputs import INPUT_KEYS, derive_inputs, own_inputs
 from loradag.config.model import Model
 from loradag.config.prepare import Prepare
 from loradag.config.problems import Problem
@@ -12,6 +12,7 @@ from loradag.config.quantize import Quantize
 from loradag.config.rules import field_names
 from loradag.config.sections import Config
 
+MADE = ("artifacts", "data/prepared", "data/source.json", "plots", "reports")  # by the stages
 QAT_ADAPTERS = ("none", "lora", "rslora", "pissa")
 
 
@@ -195,13 +196,16 @@ def _general_rules(config: Config) -> Iterable[Problem]:
 
 
 def _inputs_rules(config: Config) -> Iterable[Problem]:
-    for name, path in derive_inputs(config).items():
-        if Path(path).resolve() == Path().resolve():
+    for name, path in own_inputs(config).items():
+        place = Path(path).resolve()
+        made = [Path(made).resolve() for made in MADE]
+        if any(place.is_relative_to(other) or other.is_relative_to(place) for other in made):
             yield Problem(
-                f"inputs.{name}", path,
-                "makes the whole project an input of the pipeline, whose outputs change it",
+                INPUT_KEYS[name], path,
+                f"is or contains a place that the pipeline writes to ({', '.join(MADE)})",
                 "Put the files into a folder of their own and name that.",
             )  # fmt: skip
+    for name, path in derive_inputs(config).items():
         value = getattr(config.inputs, name)
         if value != path:
             yield Problem(

@@ -17,6 +17,16 @@ from omegaconf import MISSING, OmegaConf
 CALIBRATION = "data/prepared/calibration.parquet"
 
 
+# What a stage depends on anyway, where it reads nothing of the user's own.
+DEFAULTS = {
+    "model": "stages/fetch.py",
+    "rows": "stages/prepare.py",
+    "eval_rows": "stages/prepare.py",
+    "transform": "stages/prepare.py",
+    "general": "data/prepared",
+    "tasks": "data/prepared",
+    "adapter": "stages/train.py",
+}
 # The option that names each input.
 INPUT_KEYS = {
     "model": "model.path",
@@ -45,34 +55,36 @@ class Inputs:
 
 def derive_inputs(config: Any) -> dict[str, str]:
     """The section `inputs` of a configuration: a `Config`, or what Hydra composed."""
-    model, prepare, quantize = config.model, config.prepare, config.quantize
-    evaluate, general = config.evaluate, config.evaluate.general.path
-    local = model.source == "local" and not _is_unset(model, "path")
-    rows = _row_paths(prepare)
-    held_out = [] if _is_unset(prepare, "eval_path") else _listed(prepare.eval_path)
-    transform = [] if _is_unset(prepare, "transform") else [prepare.transform.rpartition(":")[0]]
-    return {
-        "model": common_path([model.path]) if local else "stages/fetch.py",
-        "rows": common_path(rows) if rows else "stages/prepare.py",
-        "eval_rows": common_path(held_out) if held_out else "stages/prepare.py",
-        "transform": common_path(transform) if any(transform) else "stages/prepare.py",
-        "general": common_path([general]) if general else "data/prepared",
-        "tasks": common_path([evaluate.tasks_path]) if evaluate.tasks_path else "data/prepared",
-        "adapter": (
-            "stages/train.py"
-            if _is_unset(config.adapter, "start")
-            else common_path([config.adapter.start])
-        ),
-        "calibration": CALIBRATION if quantize.scheme == "static_w8a8" else "artifacts/base",
+    calibration = CALIBRATION if config.quantize.scheme == "static_w8a8" else "artifacts/base"
+    return DEFAULTS | {"calibration": calibration} | own_inputs(config)
+
+
+def own_inputs(config: Any) -> dict[str, str]:
+    """Those of the inputs that are files and folders of the user's own."""
+    model, prepare, evaluate = config.model, config.prepare, config.evaluate
+    named = {
+        "model": _paths(model, "path") if model.source == "local" else [],
+        "rows": _row_paths(prepare),
+        "eval_rows": _paths(prepare, "eval_path"),
+        "transform": [path.rpartition(":")[0] for path in _paths(prepare, "transform")],
+        "general": _paths(evaluate.general, "path"),
+        "tasks": _paths(evaluate, "tasks_path"),
+        "adapter": _paths(config.adapter, "start"),
     }
+    return {name: common_path(paths) for name, paths in named.items() if any(paths)}
 
 
 def _row_paths(prepare: Any) -> list[str]:
-    if prepare.source == "file" and not _is_unset(prepare, "path"):
-        return _listed(prepare.path)
+    if prepare.source == "file":
+        return _paths(prepare, "path")
     if prepare.source == "mix" and not _is_unset(prepare, "mix"):
         return [path for item in prepare.mix if "path" in item for path in _listed(item["path"])]
     return []
+
+
+def _paths(section: Any, name: str) -> list[str]:
+    """The paths of an option that takes none, one or several."""
+    return [] if _is_unset(section, name) else _listed(getattr(section, name))
 
 
 def _listed(paths: Any) -> list[str]:

@@ -55,10 +55,11 @@ def make_workspace(
     if folder.exists():
         shutil.rmtree(folder)
     shutil.copytree(snapshot, folder)
-    truncated = truncate(dvc.read_yaml(folder / "dvc.yaml"), params["sweep"]["until"])
-    dvc.write_yaml(folder / "dvc.yaml", truncated)
+    definition = dvc.read_yaml(folder / "dvc.yaml")
+    dvc.write_yaml(folder / "dvc.yaml", truncate(definition, params["sweep"]["until"]))
     write_params(OmegaConf.create(params), folder)
-    _link_inputs(folder, project, params)
+    outs = [out for stage in definition["stages"].values() for out in out_paths(stage)]
+    _link_inputs(folder, project, params, outs)
     config = configparser.ConfigParser()
     config["core"] = {
         "no_scm": "true",
@@ -107,15 +108,16 @@ def _files(project: Path, dep: Path) -> Iterator[Path]:
             yield path.relative_to(project)
 
 
-def _link_inputs(folder: Path, project: Path, params: dict[str, Any]) -> None:
+def _link_inputs(folder: Path, project: Path, params: dict[str, Any], outs: list[str]) -> None:
     """Make relative paths of users' own models and rows mean the same as in the project.
 
-    A symbolic link: DVC hashes what it points to, under the path that `dvc.yaml` names.
+    A symbolic link: DVC hashes what it points to, under the path that `dvc.yaml` names. Never one
+    to an out of the project: a stage would write to it through the link.
     """
     for name, key in INPUT_KEYS.items():
         path = Path(params.get("inputs", {}).get(name, ""))
         link = folder / path
-        if path.is_absolute():
+        if path.is_absolute() or any(path.is_relative_to(out) for out in outs):
             continue
         if not Path(os.path.normpath(link)).is_relative_to(folder):
             raise LoradagError(

@@ -10,7 +10,6 @@ def _one_store(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
 
 
-@pytest.mark.slow
 def test_what_the_cache_returns_equals_a_cold_run() -> None:
     profile = settings(SETTINGS, derandomize=True, max_examples=3, stateful_step_count=7)
     run_state_machine_as_test(Differential, settings=profile)

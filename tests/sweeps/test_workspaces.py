@@ -45,6 +45,13 @@ def test_paths_of_users_rows_mean_the_same_in_a_workspace(tmp_path: Path) -> Non
     params = {"inputs": {"rows": "rows.jsonl"}} | sweep
     make_workspace(tmp_path / "w", tmp_path / "source", tmp_path, tmp_path / "cache", params)
     assert (tmp_path / "w/rows.jsonl").resolve() == tmp_path / "rows.jsonl"
+    # The default of an input that a stage does not read is an out of an earlier stage.
+    (tmp_path / "source/dvc.yaml").write_text("stages: {evaluate: {cmd: x, outs: [data/made]}}")
+    (tmp_path / "data/made").mkdir(parents=True)
+    params["inputs"]["general"] = "data/made"
+    make_workspace(tmp_path / "w", tmp_path / "source", tmp_path, tmp_path / "cache", params)
+    assert (tmp_path / "w/rows.jsonl").exists()
+    assert not (tmp_path / "w/data").exists()
     outside = {"inputs": {"rows": "../rows.jsonl"}} | sweep
     with pytest.raises(LoradagError, match="absolute path"):
         make_workspace(tmp_path / "w", tmp_path / "source", tmp_path, tmp_path / "cache", outside)
