@@ -21,6 +21,20 @@ def render_with_spans(
     return texts[0], spans[0]
 
 
+def render(template: str, messages: list[Any], tools: list[Any] | None, **variables: Any) -> str:
+    """A dialogue's text.
+
+    `apply_chat_template(tokenize=False)` without the tokenizer, which need not go to other
+    processes. transformers 5.23; unnecessary once a tokenizer is no more than its backend.
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    texts, _ = render_jinja_template(
+        [messages], tools=tools, chat_template=template, **variables
+    )  # fmt: skip
+    return str(texts[0])
+
+
 def training_template(tokenizer: Any) -> str | None:
     """trl's template with generation marks for the tokenizer's own; None: trl knows none.
 

@@ -5,6 +5,9 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+# Of ASCII's characters, those that are no part of a word.
+NO_WORD = {at: " " for at in range(128) if re.match(r"\W", chr(at))}
+
 
 def content_id(texts: Iterable[str]) -> str:
     """Hash of texts up to case, punctuation, spacing and Unicode form: 64 bits in hex."""
@@ -14,6 +17,6 @@ def content_id(texts: Iterable[str]) -> str:
 
 def normalize(text: str) -> str:
     """A text without case, punctuation, spacing and Unicode form."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    return re.sub(r"\W+", " ", text.casefold()).strip()
+    if text.isascii():  # the same, three times as fast
+        return " ".join(text.lower().translate(NO_WORD).split())
+    return re.sub(r"\W+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()

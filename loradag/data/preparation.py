@@ -9,12 +9,13 @@ so processes share them; what is written does not depend on how many there are.
 
 import json
 import multiprocessing
+import os
 import tempfile
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from loradag.data.selection import SPLITS, check_length, identify, sample, split
 from loradag.data.shapes import DroppedError, Example, Shape, detect_format
 from loradag.data.sources import Block, Fields, Unreadable, read_blocks, rows_of
 from loradag.data.templates import Template
-from loradag.data.tokenization import Tokenization
+from loradag.data.tokenization import Encoded, Rendered, Tokenization
 from loradag.data.transform import Transform
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ BLOCK_TYPES = {
     "example": "large_string",
     "signature": "binary",
 }
+# Imported before the processes of the work part.
+PRELOADED = [__name__, "fastokens", "numpy", "pandas", "pyarrow.parquet", "tokenizers",
+             "transformers.utils.chat_template_utils"]  # fmt: skip
 PLACES = 5  # of dropped rows that a report names, a reason
 
 
@@ -130,10 +134,10 @@ def prepare_rows(
     """
     done = Prepared()
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        work = _Work(prepare, tokenizer, Path(name))
         blocks = _shaped(prepare, sources, done.shapes)
         first = _up_to(blocks, PARALLEL_BYTES)
         is_large = sum(block.size for _, block in first) >= PARALLEL_BYTES
+        work = _Work(prepare, tokenizer, Path(name), is_large)
         with _Processes(work, processes if is_large else 1) as run:
             files = _parse(chain(first, blocks), run, done, sources)
             _check_fields(done, prepare)
@@ -199,10 +203,10 @@ def _detect(block: Block, prepare: Prepare) -> Shape:
 class _Work:
     """The two passes' work on one block and on one range, in whatever process."""
 
-    def __init__(self, prepare: Prepare, tokenizer: Any, scratch: Path) -> None:
+    def __init__(self, prepare: Prepare, tokenizer: Any, scratch: Path, is_large: bool) -> None:
         self.prepare = prepare
         self.renderer = Renderer(tokenizer, Template(prepare.template, "", "", prepare.date))
-        self.tokenization = Tokenization(tokenizer)
+        self.tokenization = Tokenization(tokenizer, many=is_large)
         self.scratch = scratch
         self.transform = Transform(prepare.transform)
         self.left_out = "over_share" if prepare.source == "mix" else "over_max_rows"
@@ -227,7 +231,8 @@ class _Work:
             except DroppedError as problem:
                 self._drop(problem, dropped, position, place)
             else:
-                payload = json.dumps(vars(example), ensure_ascii=False)
+                given = {f.name: getattr(example, f.name) for f in fields(example)}
+                payload = json.dumps(given, ensure_ascii=False)
                 similar = signature(example.texts) if self.prepare.near_duplicates else b""
                 found.append((int(id, 16), position, int(opening, 16), place, payload, similar))
         found.sort()
@@ -279,7 +284,7 @@ class _Work:
                 kept.append(row)
             except DroppedError as problem:
                 self._drop(problem, made.dropped, row["position"], row["place"])
-        by_split: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
+        by_split: dict[str, list[tuple[str, Rendered, Encoded]]] = {name: [] for name in SPLITS}
         openings: dict[str, list[int]] = {name: [] for name in SPLITS}
         lengths = []
         for row, text, encoded in zip(
@@ -295,17 +300,7 @@ class _Work:
             opening = f"{row['opening']:016x}"
             split = "eval" if row["held_out"] else split_of(opening, self.prepare)
             openings[split].append(row["opening"])
-            by_split[split].append(
-                {
-                    "id": f"{row['id']:016x}",
-                    "text": text.text,
-                    "prompt": text.prompt,
-                    "input_ids": encoded.input_ids,
-                    "completion_mask": encoded.completion_mask,
-                    "assistant_mask": encoded.assistant_mask,
-                    "token_bytes": encoded.token_bytes,
-                }
-            )
+            by_split[split].append((f"{row['id']:016x}", text, encoded))
             lengths.append(len(encoded.input_ids))
             made.kept[row["source"]] += 1
             made.tokens[split] += len(encoded.input_ids)
@@ -317,8 +312,26 @@ class _Work:
             made.openings[split] = np.asarray(openings[split], np.uint64)
             if found:
                 made.files[split] = self.scratch / f"{number}.{split}.arrow"
-                _write_arrow(made.files[split], pa.Table.from_pylist(found, schema()))
+                _write_arrow(made.files[split], _table(found))
         return made
+
+
+def _table(rows: list[tuple[str, Rendered, Encoded]]) -> Any:
+    """Rows as `rows.schema()` has them."""
+    import numpy as np
+    import pyarrow as pa
+
+    ids, texts, encoded = zip(*rows, strict=True)
+    starts = np.cumsum([0, *(len(one.input_ids) for one in encoded)], dtype=np.int32)
+    columns = [
+        pa.array(ids),
+        pa.array([t.text for t in texts]),
+        pa.array([t.prompt for t in texts]),
+    ]
+    for name in Encoded.__dataclass_fields__:
+        values = np.concatenate([getattr(one, name) for one in encoded])
+        columns.append(pa.ListArray.from_arrays(starts, values))
+    return pa.Table.from_arrays(columns, schema=schema())
 
 
 class _Processes:
@@ -329,8 +342,10 @@ class _Processes:
         self.count = count
         self.pool: ProcessPoolExecutor | None = None
         if count > 1:
-            # Not forked: threads of libraries that were loaded here would be lost on the way.
-            context = multiprocessing.get_context("spawn")
+            # Forked, but not from here, where libraries have started threads: from a server that
+            # has imported what the work needs, once for all processes.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(PRELOADED)
             self.pool = ProcessPoolExecutor(count, context, _start, (work,))
 
     def __enter__(self) -> "_Processes":
@@ -360,6 +375,7 @@ _work: _Work | None = None  # of this process
 def _start(work: _Work) -> None:
     global _work
     _work = work
+    os.environ["RAYON_NUM_THREADS"] = "1"  # the processes share the cores already
 
 
 def _call(method: str, task: tuple[Any, ...]) -> Any:
@@ -400,7 +416,7 @@ def _ranges(files: list[Path], sources: list[Source], prepare: Prepare) -> list[
     """The tasks of the second pass: a range of ids, where its rows are, and which to leave out."""
     import numpy as np
 
-    ids = [_read_arrow(file)["id"].to_numpy() for file in files]
+    ids = [_column(_read_arrow(file), "id") for file in files]
     distinct = np.unique(np.concatenate(ids)) if ids else np.zeros(0, np.uint64)
     near, left_out = _left_out(files, sources, prepare)
     tasks = []
@@ -439,7 +455,7 @@ def _left_out(
     tables = [_read_arrow(file) for file in files]
     names = ("id", "held_out", "position", "source")
     ids, held_out, positions, origins = (
-        np.concatenate([t[name].to_numpy(zero_copy_only=False) for t in tables]) for name in names
+        np.concatenate([_column(table, name) for table in tables]) for name in names
     )
     order = np.lexsort((positions, ~held_out, ids))
     _, firsts = np.unique(ids[order], return_index=True)
@@ -490,6 +506,12 @@ def _write_arrow(path: Path, table: Any) -> None:
 
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
+
+
+def _column(table: Any, name: str) -> "np.ndarray[Any, Any]":
+    # Of a ChunkedArray, to_numpy would import pandas.
+    column: np.ndarray[Any, Any] = table[name].combine_chunks().to_numpy(zero_copy_only=False)
+    return column
 
 
 def _read_arrow(path: Path) -> Any:

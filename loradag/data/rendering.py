@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from loradag.compat.chat_templates import render_with_spans, training_template
+from loradag.compat.chat_templates import render, render_with_spans, training_template
 from loradag.config.problems import LoradagError
 from loradag.data.shapes import DroppedError, Example
 from loradag.data.templates import Template, default_template, pin_date
@@ -66,9 +66,9 @@ class Renderer:
         from jinja2 import TemplateError
 
         assert self.chat_template is not None
-        render = _marked if self.has_marks else _prefixed
+        find = _marked if self.has_marks else _prefixed
         try:
-            text, spans = render(self.chat_template, messages, tools, self.variables)
+            text, spans = find(self.chat_template, messages, tools, self.variables)
         except (TemplateError, TypeError) as error:
             raise DroppedError(
                 "template", f"the chat template refuses it: {error}", is_error=True
@@ -140,22 +140,20 @@ def _prefixed(
 ) -> tuple[str, list[Span]]:
     """The spans of the assistant, from its prompts and from what each adds to them."""
 
-    def render(count: int, opened: bool) -> str:
-        return render_with_spans(
-            template, messages[:count], tools, add_generation_prompt=opened, **variables
-        )[0]
+    def through(count: int, opened: bool) -> str:
+        return render(template, messages[:count], tools, add_generation_prompt=opened, **variables)
 
-    text, spans = render(len(messages), False), []
+    text, spans = through(len(messages), False), []
     for at, message in enumerate(messages):
         if message["role"] == "assistant":
-            opening = render(at, True)
-            through = text if at + 1 == len(messages) else render(at + 1, False)
-            if not (text.startswith(through) and through.startswith(opening)):
+            opening = through(at, True)
+            turn = text if at + 1 == len(messages) else through(at + 1, False)
+            if not (text.startswith(turn) and turn.startswith(opening)):
                 raise DroppedError(
                     "template", "renders a prompt otherwise than the dialogue that continues it",
                     is_error=True,
                 )  # fmt: skip
-            spans.append((len(opening), len(through)))
+            spans.append((len(opening), len(turn)))
     return text, spans
 
 

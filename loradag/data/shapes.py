@@ -11,6 +11,7 @@
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -60,7 +61,7 @@ class Example:
     prompt: str = ""
     completion: str = ""
 
-    @property
+    @cached_property
     def texts(self) -> list[str]:
         """All texts of the row, in order."""
         if self.messages is None:

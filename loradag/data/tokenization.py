@@ -7,9 +7,11 @@ not import torch.
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from loradag.config.problems import LoradagError
+from loradag.data.byte_tokens import ByteTokens, Tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,14 +62,20 @@ class Encoded:
 class Tokenization:
     """Turns rendered rows into tokens.
 
+    Args:
+        many: that there are so many rows that loading a faster implementation is worth its time;
+            it makes the same tokens.
+
     Raises:
         LoradagError: the tokenizer is no fast one.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, many: bool = False) -> None:
         self.backend = _unbounded(tokenizer)
         self.bos, self.eos_id = tokenizer.bos_token, tokenizer.eos_token_id
         self.special_ids = set(map(self.backend.token_to_id, special_tokens(tokenizer)))
+        self.before, self.after = _added_ids(self.backend)
+        self.many = many
 
     def encode(self, rows: Sequence[Rendered]) -> Iterator[Encoded]:
         """The tokens of each row, its text tokenized in one piece as a runtime would.
@@ -75,57 +83,74 @@ class Tokenization:
         A token that reaches into a turn of the assistant belongs to it. A row ends with one EOS,
         which belongs to the assistant.
         """
-        opens = [self._opens_with_bos(row) for row in rows]
-        encodings: list[Any] = [None] * len(rows)
-        for flag in (False, True):
-            places = [at for at, value in enumerate(opens) if value is flag]
-            batch = self.backend.encode_batch(
-                [rows[at].text for at in places], add_special_tokens=not flag
-            )
-            for at, encoding in zip(places, batch, strict=True):
-                encodings[at] = encoding
-        for row, encoding in zip(rows, encodings, strict=True):
-            yield self._encoded(row, encoding.ids, encoding.offsets)
+        for row, (ids, offsets) in zip(rows, self._tokens(rows), strict=True):
+            yield self._encoded(row, ids, offsets)
+
+    def _tokens(self, rows: Sequence[Rendered]) -> list[Tokens]:
+        """Ids (tokens,) and begin and end (tokens, 2) of each row, without added BOS and EOS."""
+        import numpy as np
+
+        texts = [row.text for row in rows]
+        if self.byte_tokens and (found := self.byte_tokens.encode(texts)) is not None:
+            return found
+        encodings = self.backend.encode_batch(texts, add_special_tokens=False)
+        return [
+            (np.asarray(one.ids, np.int32), np.asarray(one.offsets, np.int64).reshape(-1, 2))
+            for one in encodings
+        ]
+
+    @cached_property
+    def byte_tokens(self) -> ByteTokens | None:
+        """Made in the process that uses it."""
+        try:
+            return ByteTokens(self.backend) if self.many else None
+        except ValueError:
+            return None
 
     def _opens_with_bos(self, row: Rendered) -> bool:
         literal = bool(row.literals) and row.literals[0][0] == 0
         return self.bos is not None and row.text.startswith(self.bos) and not literal
 
-    def _encoded(self, row: Rendered, ids: list[int], offsets: list[Span]) -> Encoded:
+    def _encoded(
+        self, row: Rendered, ids: "np.ndarray[Any, Any]", offsets: "np.ndarray[Any, Any]"
+    ) -> Encoded:
         import numpy as np
 
         if row.literals:
             ids, offsets = self._without_control(row, ids, offsets)
-        if ids[-1:] != [self.eos_id]:
-            ids = [*ids, self.eos_id]
-            offsets = [*offsets, (0, 0)]
-        pairs = np.asarray(offsets, np.int32).reshape(-1, 2)
-        begins, ends = pairs[:, 0], pairs[:, 1]
+        before, after = ([], []) if self._opens_with_bos(row) else (self.before, self.after)
+        if [*ids[-1:], *after][-1:] != [self.eos_id]:
+            after = [*after, self.eos_id]
+        if before or after:
+            ids = np.concatenate([before, ids, after]).astype(np.int32)
+            offsets = np.pad(offsets, ((len(before), len(after)), (0, 0)))
+        begins, ends = offsets[:, 0], offsets[:, 1]
+        covers = ends > begins
         assistant = np.zeros(len(ids), np.int8)
-        completion = np.zeros(len(ids), np.int8)
         for begin, end in row.spans:
-            inside = (ends > begin) & (begins < end) & (ends > begins)
-            assistant |= inside
-        completion |= (ends > row.spans[-1][0]) & (ends > begins)
+            assistant |= (ends > begin) & (begins < end) & covers
+        completion = ((ends > row.spans[-1][0]) & covers).astype(np.int8)
         assistant[-1] = completion[-1] = 1
-        return Encoded(np.asarray(ids, np.int32), completion, assistant, _bytes(row.text, ends))
+        return Encoded(ids, completion, assistant, _bytes(row.text, ends))
 
     def _without_control(
-        self, row: Rendered, ids: list[int], offsets: list[Span]
-    ) -> tuple[list[int], list[Span]]:
+        self, row: Rendered, ids: "np.ndarray[Any, Any]", offsets: "np.ndarray[Any, Any]"
+    ) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]":
         """Control tokens within the row's own texts, replaced by the tokens of their letters."""
+        import numpy as np
+
         literal = dict(row.literals)
         kept_ids: list[int] = []
-        kept_offsets: list[Span] = []
-        for id, (begin, end) in zip(ids, offsets, strict=True):
+        kept_offsets: list[list[int]] = []
+        for id, (begin, end) in zip(ids.tolist(), offsets.tolist(), strict=True):
             if id in self.special_ids and literal.get(begin) == end:
                 spelled = self._spell(row.text[begin:end])
                 kept_ids += spelled
-                kept_offsets += [(begin, end)] * len(spelled)
+                kept_offsets += [[begin, end]] * len(spelled)
             else:
                 kept_ids.append(id)
-                kept_offsets.append((begin, end))
-        return kept_ids, kept_offsets
+                kept_offsets.append([begin, end])
+        return np.asarray(kept_ids, np.int32), np.asarray(kept_offsets, np.int64)
 
     def _spell(self, token: str) -> list[int]:
         """A special token's letters as ordinary tokens, as in the middle of a text."""
@@ -164,7 +189,27 @@ def _unbounded(tokenizer: Any) -> Any:
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
     backend.no_truncation()
     backend.no_padding()
+    _keep_spaces(backend.post_processor)
     return backend
+
+
+def _keep_spaces(post_processor: Any) -> None:
+    """Let tokens cover their spaces: of one that is nothing else, no letter would be left."""
+    from tokenizers.processors import ByteLevel, Sequence
+
+    if isinstance(post_processor, Sequence):
+        for step in post_processor:  # type: ignore[attr-defined]
+            _keep_spaces(step)
+    elif isinstance(post_processor, ByteLevel):
+        post_processor.trim_offsets = False
+
+
+def _added_ids(backend: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer adds before and after a text."""
+    encoding = backend.encode("a")
+    added = encoding.special_tokens_mask
+    first, last = added.index(0), len(added) - added[::-1].index(0)
+    return encoding.ids[:first], encoding.ids[last:]
 
 
 def _bytes(text: str, ends: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
@@ -175,4 +220,6 @@ def _bytes(text: str, ends: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
     if not text.isascii():
         sizes = np.fromiter((len(c.encode()) for c in text), np.int32, len(text))
         reached = np.concatenate([[0], np.cumsum(sizes)])[reached]
-    return np.diff(reached, prepend=0).astype(np.int32)
+    covered = reached.astype(np.int32)
+    covered[1:] -= covered[:-1].copy()
+    return covered

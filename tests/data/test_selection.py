@@ -3,8 +3,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from loradag.data.content import content_id
+from loradag.data.content import content_id, normalize
 from loradag.data.selection import check_length, identify, sample, split_of
 from loradag.data.shapes import DroppedError, Example
 from tests.conftest import smoke_config
@@ -68,3 +70,8 @@ def test_a_mix_has_its_sources_in_proportion(max_rows, counts) -> None:
     sources = np.array([0] * 600 + [1] * 400)
     keep = sample(IDS, sources, [3.0, 1.0], max_rows)
     assert (keep[:600].sum(), keep[600:].sum()) == counts
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_ascii_is_normalized_as_other_texts_are(text) -> None:
+    assert normalize(text) == normalize(f"{text} é").removesuffix("é").strip()

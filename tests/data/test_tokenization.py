@@ -1,11 +1,13 @@
 from itertools import accumulate
+from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loradag.data.byte_tokens import ByteTokens, spell
 from loradag.data.templates import encode_prompt
-from loradag.data.tokenization import Rendered, Tokenization, encode_row
+from loradag.data.tokenization import Encoded, Rendered, Tokenization, encode_row
 from loradag.models.tokenizer import load_tokenizer
 
 
@@ -50,3 +52,93 @@ def test_rows_of_a_batch_do_not_change_each_other(tokenizer) -> None:
     for row, made in zip(rows, together, strict=True):
         alone = next(Tokenization(tokenizer).encode([row]))
         assert made.input_ids.tolist() == alone.input_ids.tolist()
+
+
+PIECES = st.sampled_from(
+    [
+        "<|im_end|>",
+        "<|im_start|>",
+        "\n\n",
+        "  ",
+        " the",
+        "'s",
+        "é",
+        "e\u0301",
+        "漢",
+        "🙂",
+        "7",
+        "\r\n",
+    ]
+)
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(PIECES | st.text(max_size=5), max_size=8).map("".join), min_size=1))
+def test_the_faster_implementation_makes_the_same_tokens(many, tokenizer, texts) -> None:
+    rows = [Rendered(text, [(len(text) // 3, len(text))], []) for text in texts]
+    for plain, fast in zip(Tokenization(tokenizer).encode(rows), many.encode(rows), strict=True):
+        for name in Encoded.__dataclass_fields__:
+            assert getattr(plain, name).tolist() == getattr(fast, name).tolist()
+            assert getattr(plain, name).dtype == getattr(fast, name).dtype
+
+
+@pytest.fixture(scope="module")
+def many(tokenizer):
+    made = Tokenization(tokenizer, many=True)
+    assert made.byte_tokens is not None
+    return made
+
+
+def test_bos_and_eos_that_the_tokenizer_adds_are_outside_of_the_text(letters) -> None:
+    tokenizer = letters(None, (), "<s>", "</s>", adds_bos=True)
+    row = Rendered("né", [(1, 2)], [])
+    for many in (False, True):
+        (made,) = Tokenization(tokenizer, many).encode([row])
+        assert tokenizer.convert_ids_to_tokens(made.input_ids)[::4] == ["<s>", "</s>"]
+        assert made.token_bytes.tolist() == [0, 1, 2, 0, 0]
+        assert made.assistant_mask.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_a_normalized_text_takes_the_slower_way(letters) -> None:
+    from tokenizers.normalizers import NFC
+
+    tokenizer = letters()
+    tokenizer.backend_tokenizer.normalizer = NFC()
+    many = Tokenization(tokenizer, many=True)
+    assert many.byte_tokens is not None
+    assert many.byte_tokens.encode(["e\u0301"]) is None
+    assert many.byte_tokens.encode(["é"]) is not None
+    rows = [Rendered("ae\u0301", [(1, 3)], [])]
+    (made,), (plain,) = many.encode(rows), Tokenization(tokenizer).encode(rows)
+    assert made.input_ids.tolist() == plain.input_ids.tolist()
+    assert made.assistant_mask.tolist() == plain.assistant_mask.tolist()
+
+
+def test_other_ids_are_noticed(letters, monkeypatch) -> None:
+    made = ByteTokens(Tokenization(letters()).backend)
+    encode = made.encoder.encode_batch_flat
+    swapped = SimpleNamespace(
+        encode_batch_flat=lambda texts, **options: encode([t[::-1] for t in texts], **options)
+    )
+    monkeypatch.setattr(made, "encoder", swapped)
+    assert made.encode(["ab"]) is None
+    assert made.encode(["aa"]) is not None
+
+
+def test_vocabularies_that_are_not_bytes_are_left_to_tokenizers() -> None:
+    from tokenizers import Tokenizer, models
+
+    backend = Tokenizer(models.BPE({"▁": 0, "a": 1}, []))
+    with pytest.raises(ValueError, match="no token of bytes"):
+        spell(backend)
+
+
+def test_a_space_that_a_tokenizer_trims_from_its_offsets_is_trained_on(letters) -> None:
+    from tokenizers.processors import ByteLevel, Sequence
+
+    for processor in (ByteLevel(trim_offsets=True), Sequence([ByteLevel(trim_offsets=True)])):
+        tokenizer = letters()
+        tokenizer.backend_tokenizer.post_processor = processor
+        (made,) = Tokenization(tokenizer).encode([Rendered("a b\n", [(1, 4)], [])])
+        assert made.assistant_mask.tolist() == [0, 1, 1, 1, 1]
+        assert made.token_bytes.tolist() == [1, 1, 1, 1, 0]
