@@ -26,6 +26,12 @@ MISTRAL = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} "
     "[/INST]{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
 )
+# Of Phi 4: no line breaks, and a user's turn opens the answer, with or without a generation prompt.
+PHI4 = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}<|im_end|>{% else %}"
+    "<|im_start|>{{ m.role }}<|im_sep|>{{ m.content }}<|im_end|>{% endif %}"
+    "{% if m.role == 'user' %}<|im_start|>assistant<|im_sep|>{% endif %}{% endfor %}"
+)
 # Its prompt is another text than the start of the dialogue that continues it.
 NO_PREFIX = (
     "{{ messages | length }} turns:{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n"
@@ -97,6 +103,14 @@ def test_families(letters, name) -> None:
 def test_mistral(letters) -> None:
     tokenizer = letters(MISTRAL, (), "<s>", "</s>", adds_bos=True)
     assert shown(tokenizer, TURNS) == "<s>[INST] A [/INST]« B</s>»[INST] C [/INST]« D</s>»"
+
+
+def test_phi4(letters) -> None:
+    tokenizer = letters(PHI4, (*IM, "<|im_sep|>"))
+    assert shown(tokenizer, TURNS) == (
+        "<|im_start|>user<|im_sep|>A<|im_end|><|im_start|>assistant<|im_sep|>«B<|im_end|>»"
+        "<|im_start|>user<|im_sep|>C<|im_end|><|im_start|>assistant<|im_sep|>«D<|im_end|>»"
+    )
 
 
 def test_smollm2(letters) -> None:
