@@ -3,8 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,29 @@ class Rows(Sequence[Row]):
         """The named columns as Arrow tables, a row group at a time."""
         for group in range(len(self.starts) - 1):
             yield self.file.read_row_group(group, columns=list(columns))
+
+    def map_columns(self, file: Path, *columns: str) -> list[list["np.ndarray[Any, Any]"]]:
+        """Columns of lists, an array a row, that are read from disk where they are used.
+
+        Args:
+            file: to write them to, uncompressed, a row group at a time.
+        """
+        import pyarrow as pa
+
+        kind = pa.schema([schema().field(name) for name in columns])
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, kind) as writer:
+            for table in self.tables(*columns):
+                writer.write_table(table)
+        table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        return [
+            [
+                values[begin:end]
+                for chunk in table[name].chunks
+                for values in [chunk.values.to_numpy()]
+                for begin, end in pairwise(chunk.offsets.to_pylist())
+            ]
+            for name in columns
+        ]
 
 
 def read_rows(path: Path) -> Rows:

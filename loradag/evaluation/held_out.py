@@ -1,12 +1,14 @@
 """Every model of a run, measured on the same held-out rows in the same way."""
 
 import math
-from collections.abc import Sequence
-from itertools import compress
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from loradag.config.evaluate import Evaluate
-from loradag.data.rows import Row
+from loradag.data.rows import Rows
 from loradag.evaluation.perplexity import score
 from loradag.evaluation.samples import Sample, sample_greedily
 from loradag.runtime.report_keys import HeldOutLoss
@@ -15,7 +17,7 @@ from loradag.runtime.report_keys import HeldOutLoss
 class HeldOut:
     """The held-out rows, and how they are measured."""
 
-    def __init__(self, tokenizer: Any, rows: Sequence[Row], evaluate: Evaluate) -> None:
+    def __init__(self, tokenizer: Any, rows: Rows, evaluate: Evaluate) -> None:
         self.tokenizer = tokenizer
         self.rows = rows
         self.evaluate = evaluate
@@ -23,33 +25,29 @@ class HeldOut:
 
     def measure(self, model: Any) -> HeldOutLoss:
         """Perplexity, NLL (nats a token), bits a UTF-8 byte, and the tokens scored."""
-        masks = self._masks()
-        scored = score(
-            model,
-            [row.input_ids for row in self.rows],
-            masks,
-            window=self.evaluate.window,
-            stride=self.evaluate.stride,
-            batch_tokens=self.evaluate.batch_tokens,
-        )
-        utf8_bytes = sum(  # of the tokens that are scored: nothing predicts the first
-            sum(compress(row.token_bytes[1:], mask[1:]))
-            for row, mask in zip(self.rows, masks, strict=True)
-        )
+        loss = self.evaluate.loss
+        columns = ["input_ids", "token_bytes", *([f"{loss}_mask"] if loss != "full" else [])]
+        with tempfile.TemporaryDirectory() as folder:
+            ids, sizes, *found = self.rows.map_columns(Path(folder) / "rows.arrow", *columns)
+            masks = found[0] if found else [np.broadcast_to(np.int8(1), len(row)) for row in ids]
+            scored = score(
+                model,
+                ids,
+                masks,
+                window=self.evaluate.window,
+                stride=self.evaluate.stride,
+                batch_tokens=self.evaluate.batch_tokens,
+            )
+            utf8_bytes = sum(  # of the tokens that are scored: nothing predicts the first
+                int(size[1:] @ mask[1:].astype(np.int64))
+                for size, mask in zip(sizes, masks, strict=True)
+            )
         return {
             "perplexity": scored.perplexity,
             "nll": scored.nll,
             "bits_per_byte": scored.nll_sum / math.log(2) / utf8_bytes,
             "tokens": scored.tokens,
         }
-
-    def _masks(self) -> list[list[int]]:
-        """1 where a token counts, by row."""
-        if self.evaluate.loss == "completion":
-            return [row.completion_mask for row in self.rows]
-        if self.evaluate.loss == "assistant":
-            return [row.assistant_mask for row in self.rows]
-        return [[1] * len(row.input_ids) for row in self.rows]
 
     def sample(self, model: Any) -> list[Sample]:
         """Greedy continuations of the first rows' prompts."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     import torch
@@ -39,27 +41,43 @@ class Score:
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens that a model reads, and those of them that are scored (0 or 1 each)."""
+    """Tokens that a model reads: views of a row's ids and mask, which may be mapped from a file.
 
-    ids: list[int]
-    scored: list[int]
+    Attributes:
+        ids: (tokens,).
+        mask: (tokens,), 1 where a token counts.
+        first: the first token that is scored here; those before it are its context.
+    """
+
+    ids: np.ndarray[Any, Any]
+    mask: np.ndarray[Any, Any]
+    first: int
+
+    @property
+    def scored(self) -> np.ndarray[Any, Any]:
+        """1 where a token is scored (tokens,)."""
+        scored = self.mask.astype(np.int64)
+        scored[: self.first] = 0
+        return scored
 
 
-def windows(ids: list[int], mask: list[int], window: int, stride: int) -> Iterator[Window]:
+def windows(ids: Any, mask: Any, window: int, stride: int) -> Iterator[Window]:
     """Cut a row so that every token but the first is scored once, with the most context.
 
     Each window after the first scores its last `stride` tokens; those before are its context, at
     least `window - stride` tokens (https://huggingface.co/docs/transformers/perplexity).
 
     Args:
-        mask: 1 where a token counts.
+        ids: (tokens,).
+        mask: (tokens,), 1 where a token counts.
     """
+    ids, mask = np.asarray(ids), np.asarray(mask)
     done = 1  # nothing predicts the first token
     for begin in range(0, len(ids), stride):
         end = min(begin + window, len(ids))
-        scored = [int(at >= done and mask[at]) for at in range(begin, end)]
-        if any(scored):
-            yield Window(ids[begin:end], scored)
+        first = max(begin, done)
+        if mask[first:end].any():
+            yield Window(ids[begin:end], mask[begin:end], first - begin)
         done = max(done, end)
         if end == len(ids):
             return
@@ -67,8 +85,8 @@ def windows(ids: list[int], mask: list[int], window: int, stride: int) -> Iterat
 
 def score(
     model: Any,
-    rows: list[list[int]],
-    masks: list[list[int]] | None,
+    rows: Sequence[Any],
+    masks: Sequence[Any] | None,
     *,
     window: int,
     stride: int,
@@ -78,8 +96,8 @@ def score(
     """The NLL of `rows` under `model`; each row starts with an empty context.
 
     Args:
-        rows: token ids.
-        masks: 1 where a token counts, a list a row; None: all do.
+        rows: token ids, a list or an array a row.
+        masks: 1 where a token counts, likewise; None: all do.
         window: tokens that the model reads at once, at most.
         stride: tokens that a window moves on by.
         batch_tokens: tokens a forward pass, padding included.
@@ -88,7 +106,8 @@ def score(
     import torch
     from tqdm import tqdm
 
-    masks = masks or [[1] * len(row) for row in rows]
+    if masks is None:
+        masks = [np.broadcast_to(np.int8(1), len(row)) for row in rows]
     cut = [
         piece
         for row, mask in zip(rows, masks, strict=True)
@@ -102,8 +121,10 @@ def score(
     ):
         for batch in _batches(cut, batch_tokens):
             longest = len(batch[-1].ids)
-            ids = torch.tensor([w.ids + [0] * (longest - len(w.ids)) for w in batch])
-            scored = torch.tensor([w.scored + [0] * (longest - len(w.ids)) for w in batch])
+            ids, scored = (
+                torch.from_numpy(np.stack([np.pad(one, (0, longest - len(one))) for one in part]))
+                for part in ([w.ids.astype(np.int64) for w in batch], [w.scored for w in batch])
+            )
             nll = token_nll(model, ids.to(model.device)).cpu()
             nll_sum += float((nll.double() * scored[:, 1:]).sum())
             tokens += int(scored[:, 1:].sum())

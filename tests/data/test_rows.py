@@ -34,3 +34,19 @@ def test_no_rows_are_an_empty_sequence(tmp_path) -> None:
     write_rows(tmp_path / "rows", [])
     assert list(read_rows(tmp_path / "rows")) == []
     assert read_rows(tmp_path / "rows")[:3] == []
+
+
+@pytest.mark.parametrize("groups", [[ROWS], [ROWS[:3], ROWS[3:]], []])
+def test_columns_are_mapped_from_a_file(tmp_path, groups) -> None:
+    import pyarrow as pa
+
+    with open_writer(tmp_path / "rows") as writer:
+        for part in groups:
+            writer.write_table(pa.Table.from_pylist([vars(row) for row in part], schema()))
+    ids, sizes = read_rows(tmp_path / "rows").map_columns(
+        tmp_path / "columns", "input_ids", "token_bytes"
+    )
+    assert not any(row.flags.writeable or row.flags.owndata for row in ids)  # they are views
+    expected = ROWS if groups else []
+    assert [row.tolist() for row in ids] == [row.input_ids for row in expected]
+    assert [row.tolist() for row in sizes] == [row.token_bytes for row in expected]

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from loradag.data.rows import Row
+from loradag.data.rows import Row, read_rows, write_rows
 from loradag.data.tokenization import Rendered, Tokenization
 from loradag.evaluation.held_out import HeldOut
 from loradag.models.loading import load_model
@@ -15,7 +15,7 @@ PROMPT, ANSWERS = "Wer? ", "Ich. Größe 東京 zählt hier und überall, mehr a
 
 
 @pytest.mark.parametrize("loss", ["full", "completion", "assistant"])
-def test_bits_a_byte_are_of_the_bytes_of_the_scored_tokens(tiny_base, loss) -> None:
+def test_bits_a_byte_are_of_the_bytes_of_the_scored_tokens(tiny_base, tmp_path, loss) -> None:
     """A row that was cut has the bytes of the tokens that are left, not those of its text."""
     tokenizer = load_tokenizer(tiny_base)
     text = PROMPT + ANSWERS
@@ -24,7 +24,9 @@ def test_bits_a_byte_are_of_the_bytes_of_the_scored_tokens(tiny_base, loss) -> N
     lists = {name: getattr(made, name).tolist() for name in made.__dataclass_fields__}
     row = Row("id", text, PROMPT, **lists)
     evaluate = replace(smoke_config().evaluate, loss=loss)
-    found = HeldOut(tokenizer, [row], evaluate).measure(load_model(tiny_base, torch.float32))
+    write_rows(tmp_path / "eval.parquet", [row])
+    rows = read_rows(tmp_path / "eval.parquet")
+    found = HeldOut(tokenizer, rows, evaluate).measure(load_model(tiny_base, torch.float32))
     mask = {"full": [1] * 20}.get(loss) or getattr(row, f"{loss}_mask")
     scored = [id for id, counts in list(zip(row.input_ids, mask, strict=True))[1:] if counts]
     spelled = "".join(tokenizer.convert_ids_to_tokens(scored))  # a letter a byte
