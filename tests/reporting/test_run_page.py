@@ -119,6 +119,16 @@ def test_example_rows_mark_the_tokens_of_the_loss(loss: str, marked: list[str]) 
     assert "Rows as the model reads them" not in page(params(), reports())
 
 
+@pytest.mark.parametrize(
+    ("loss", "counted"),
+    [("completion", "the completion's"), ("assistant", "the assistant's"), ("full", "all tokens")],
+)
+def test_the_tokens_of_the_perplexity_are_named(loss: str, counted: str) -> None:
+    text = Reader(page(params(f"evaluate.loss={loss}"), reports())).text
+    (caption,) = (line for line in text.splitlines() if line.startswith("Perplexity is exp"))
+    assert counted in caption
+
+
 def test_the_held_out_loss_during_training_is_drawn() -> None:
     figure = loss_figure({1: {"loss": 3.0}, 2: {"loss": 2.5, "eval_loss": 2.75}}, None)
     assert figure is not None
