@@ -57,6 +57,7 @@ RERUNS: dict[str, str] = {
     "loradag/quantization/lattice.py": "export",
     "loradag/quantization/schemes.py": "quantize merge",
     "loradag/reporting": "report",
+    "loradag/reporting/search_figures.py": "",
     "loradag/reporting/sweep_figures.py": "",
     "loradag/reporting/sweep_page.py": "",
     "loradag/reporting/sweep_tables.py": "",
