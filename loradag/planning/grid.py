@@ -114,6 +114,11 @@ def is_search(master: DictConfig) -> bool:
     return str(master.hydra.sweeper._target_).endswith(".loradag_optuna.OptunaSweeper")
 
 
+def is_grid_search(master: DictConfig) -> bool:
+    """Whether Optuna asks for every point of a grid."""
+    return is_search(master) and master.hydra.sweeper.sampler.get("name") == "grid"
+
+
 def sweep_overrides(master: DictConfig) -> list[str]:
     """What is swept and fixed: of the sweeper's `params`, then of the command line."""
     params = master.hydra.sweeper.get("params") or {}

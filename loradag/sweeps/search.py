@@ -32,7 +32,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from loradag.comparison.job_records import OBJECTIVES, JobRecord
 from loradag.config.problems import ConfigError, LoradagError, Problem
 from loradag.planning.grid import Job
-from loradag.runtime import Paths
+from loradag.runtime import Paths, replacing
 from loradag.runtime.stage import has_started
 from loradag.sweeps.job import PRUNE, read_curve
 from loradag.sweeps.search_space import Point, SearchSpace, read_space
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What `hydra.sweeper` says, checked."""
+    """The options of `hydra.sweeper`, checked."""
 
     objectives: dict[str, str]  # and their directions
     sampler: dict[str, Any]
@@ -106,7 +106,7 @@ def read_options(config: DictConfig, loader: Any) -> SearchOptions:
         objectives = ["perplexity", "bytes"][: len(directions or [""])]
     elif isinstance(objectives, str):
         objectives = [objectives]
-    if not objectives or not set(objectives) <= OBJECTIVES.keys():
+    if not objectives or any(name not in OBJECTIVES for name in objectives):
         listed = ", ".join(OBJECTIVES)
         refuse("objectives", "must name what a job measures", f"Choose from {listed}.")
     elif len(set(objectives)) < len(objectives):
@@ -305,7 +305,8 @@ class Search:
                     if trial.should_prune():
                         rule = self.options.pruner["name"]
                         note = f"pruned at step {step} by {rule}: held-out loss {loss:.4g}"
-                        (place / PRUNE).write_text(note, encoding="utf-8")
+                        with replacing(place / PRUNE) as partial:
+                            partial.write_text(note, encoding="utf-8")
                         del jobs[number]
                         break
 

@@ -135,7 +135,7 @@ def test_two_objectives_in_parallel_give_the_pareto_front(toy: Toy) -> None:
     assert "Pareto front" in (toy.root / "sweep.html").read_text()
 
 
-def test_failures_are_told_and_run_again(toy: Toy) -> None:
+def test_failed_jobs_are_reported_and_run_again(toy: Toy) -> None:
     sweep = (*SEARCH, "hydra/sweeper/sampler=grid", "adapter.r=4,8,16")
     sweep = tuple(o for o in sweep if "n_startup" not in o)
     code, output = toy.sweep(*sweep, TOY_FAILS_AT="8")
