@@ -137,5 +137,7 @@ def test_a_data_set_out_of_reach_is_one_clear_error() -> None:
     from loradag.data.hub import load_split
 
     source = origins.Source("rows", "hub", "someone/rows", None, "c0ffee", "train")
-    with pytest.raises(LoradagError, match=r"prepare\.id = 'someone/rows'.*prepare=quotes, which needs"):
+    with pytest.raises(
+        LoradagError, match=r"prepare\.id = 'someone/rows'.*prepare=quotes, which needs"
+    ):
         next(load_split(source))
