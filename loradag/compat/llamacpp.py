@@ -13,6 +13,7 @@ read back. Unnecessary once xllamacpp itself offers the logits of a whole prompt
 from __future__ import annotations
 
 import ctypes
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -116,6 +117,10 @@ def library() -> ctypes.CDLL:
         "llama_model_free": (None, [pointer]),
         "llama_log_set": (None, [pointer, pointer]),
         "ggml_backend_load_all": (None, []),
+        "ggml_row_size": (ctypes.c_size_t, [ctypes.c_int, ctypes.c_int64]),
+        "ggml_quantize_chunk": (
+            ctypes.c_size_t, [ctypes.c_int, pointer, pointer, *[ctypes.c_int64] * 3, pointer],
+        ),
     }  # fmt: skip
     missing = [name for name in signatures if not hasattr(found, name)]
     if missing:
@@ -155,6 +160,43 @@ _keep = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(_
 def _reason() -> str:
     """llama.cpp's own reason: the first error of its log, which names the cause."""
     return _log[0] if _log else "it gives no reason"
+
+
+def quantize_rows(rows: Array, type: int, importance: Array | None, threads: int = 1) -> Array:
+    """The rows (out, in) of a float32 matrix as blocks of a GGML type: (out, bytes) in uint8.
+
+    llama.cpp's own quantiser, `ggml_quantize_chunk` of its ggml.h. The gguf package has none for
+    K-quants, nor for any type with an importance of the columns. Unnecessary once xllamacpp offers
+    `llama_model_quantize`.
+
+    Args:
+        type: the number of a `gguf.GGMLQuantizationType`.
+        importance: (in,), the weight of each column's squared error; None: all alike.
+
+    Raises:
+        LoradagError: a number is not finite; llama.cpp would write blocks that no runtime loads.
+    """
+    given = np.ascontiguousarray(rows, np.float32)
+    columns = given.shape[1]
+    weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
+    if not np.isfinite(given).all() or not (weights is None or np.isfinite(weights).all()):
+        raise LoradagError("a matrix, or the importance of its columns, has numbers not finite.")
+    if weights is not None and weights.shape != (columns,):
+        raise LoradagError(f"{weights.size} columns have an importance, the matrix {columns}.")
+    ggml = library()
+    blocks = np.empty((len(given), ggml.ggml_row_size(type, columns)), np.uint8)
+    pointer = None if weights is None else weights.ctypes.data
+
+    def quantize(part: Array) -> None:
+        ggml.ggml_quantize_chunk(
+            type, given[part[0]:].ctypes.data, blocks[part[0]:].ctypes.data, 0, len(part), columns,
+            pointer,
+        )  # fmt: skip
+
+    parts = [part for part in np.array_split(np.arange(len(given)), threads) if len(part)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(quantize, parts))
+    return blocks
 
 
 class Decoder:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from loradag.config.export import is_mixed
 from loradag.config.inputs import INPUT_KEYS, derive_inputs, own_inputs
 from loradag.config.model import Model
 from loradag.config.prepare import Prepare
@@ -35,6 +36,8 @@ def check_combinations(config: Config) -> Iterable[Problem]:
 
 
 def _export_rules(config: Config) -> Iterable[Problem]:
+    if is_mixed(config.export):
+        yield from _mixed_type_rules(config)
     if "adapter" not in config.export.formats:
         return
     adapter, quantize = config.adapter, config.quantize
@@ -58,6 +61,22 @@ def _export_rules(config: Config) -> Iterable[Problem]:
             "cannot contain adapter, for BitsAndBytesConfig quantises a base in blocks of 64, not "
             f"of quantize.block_size = {quantize.block_size}",
             "Set quantize.block_size=64, or export safetensors or gguf.",
+        )  # fmt: skip
+
+
+def _mixed_type_rules(config: Config) -> Iterable[Problem]:
+    if config.prepare.calibration_fraction == 0:
+        yield Problem(
+            "export.type", config.export.type,
+            "rounds by the importance of columns, which calibration rows measure, and "
+            "prepare.calibration_fraction = 0 leaves none",
+            "Raise prepare.calibration_fraction, or export another type such as q8_0.",
+        )  # fmt: skip
+    if config.train.method == "bitnet":
+        yield Problem(
+            "export.type", config.export.type,
+            "has no exact code for the three values that train.method = bitnet trains",
+            "Set export.type=tq2_0, or a float type.",
         )  # fmt: skip
 
 

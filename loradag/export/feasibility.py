@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from loradag.compat.gguf import ConversionError, check_convertible
+from loradag.config.export import is_mixed
 from loradag.config.problems import LoradagError
 from loradag.config.sections import Config
 from loradag.models.pinning import weights_folder
+from loradag.quantization.calibration import read_rows
 from loradag.runtime.paths import Paths
 
 # Gemma's sizes whose attention scale llama.cpp takes from width and heads, by their layers.
@@ -30,9 +32,33 @@ def check_feasible(paths: Paths, config: Config) -> None:
     if "gguf" in config.export.formats:
         _check_llamacpp(described)
         _check_converter(paths.base)
+    if is_mixed(config.export) and (experts := _find_experts(paths.base)):
+        raise LoradagError(
+            f"export.type: {experts}, the importance of whose columns is not measured. Take "
+            "export.type=f16 or export=safetensors."
+        )
+
+
+def check_before_training(paths: Paths, config: Config) -> None:
+    """`check_feasible`, and what is known only once the rows are prepared.
+
+    Raises:
+        LoradagError: as there, or there are no calibration rows to round an export by.
+    """
+    check_feasible(paths, config)
+    if is_mixed(config.export):
+        read_rows(paths.prepared / "calibration.parquet", 1, "export.type")
 
 
 def _check_experts(base: Path) -> None:
+    if experts := _find_experts(base):
+        raise LoradagError(
+            f"model: {experts}, which neither an adapter's linear layers nor quantize reaches. Set "
+            "adapter=none quantize=none to train every weight, or take a model without experts."
+        )
+
+
+def _find_experts(base: Path) -> str | None:
     """Experts are one tensor of three dimensions in transformers 5, and no linear layers."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -41,16 +67,11 @@ def _check_experts(base: Path) -> None:
         model = AutoModelForCausalLM.from_config(
             AutoConfig.from_pretrained(base, local_files_only=True)
         )
-    experts = [
-        name for name, parameter in model.named_parameters()
-        if parameter.dim() == 3 and "expert" in name
-    ]  # fmt: skip
-    if experts:
-        raise LoradagError(
-            f"model: {type(model).__name__} has experts as tensors of three dimensions "
-            f"({experts[0]}), which neither an adapter's linear layers nor quantize reaches. Set "
-            "adapter=none quantize=none to train every weight, or take a model without experts."
-        )
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 3 and "expert" in name:
+            kind = type(model).__name__
+            return f"{kind} has experts as tensors of three dimensions ({name})"
+    return None
 
 
 def _check_llamacpp(described: dict[str, Any]) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from loradag.checkpoints.model_files import PIN
-from loradag.config.export import Export
+from loradag.config.export import Export, listed
 from loradag.data.templates import render_prompt
 from loradag.data.token_contract import read_contract
 from loradag.export.card import Origin, write_card
 from loradag.export.folders import base_quantization, write_adapter, write_safetensors
 from loradag.export.gguf_format import write_gguf
+from loradag.export.importance import Importance
 from loradag.export.modelfile import write_modelfile
 from loradag.export.reference import GGUF
 from loradag.models.pinning import sha256
@@ -21,21 +22,20 @@ from loradag.runtime import Paths
 from loradag.runtime.report_keys import ExportedFile
 
 
-def listed(options: str | list[str]) -> list[str]:
-    return [options] if isinstance(options, str) else list(dict.fromkeys(options))
-
-
 def read_pin(base: Path) -> dict[str, Any]:
     pin: dict[str, Any] = json.loads((base / PIN).read_text(encoding="utf-8"))
     return pin
 
 
 def write_formats(
-    paths: Paths, folder: Path, export: Export, origin: Origin
+    paths: Paths, folder: Path, export: Export, origin: Origin, importance: Importance
 ) -> tuple[dict[str, Path], dict[str, dict[str, str]]]:
     """Fill `folder`, a folder a format; return what runtimes load, and what fell back, by format.
 
     GGUF has a format a type.
+
+    Args:
+        importance: of the columns of the merged model's layers.
     """
     exported: dict[str, Path] = {}
     fallbacks: dict[str, dict[str, str]] = {}
@@ -51,7 +51,9 @@ def write_formats(
             place.mkdir(parents=True)
             files = {type: place / f"{origin.name}-{type}.gguf" for type in listed(export.type)}
             for type, file in files.items():
-                fallbacks[GGUF + type] = write_gguf(paths.merged, file, type, origin.name)
+                fallbacks[GGUF + type] = write_gguf(
+                    paths.merged, file, type, origin.name, importance
+                )
                 exported[GGUF + type] = file
             write_modelfile(
                 place / "Modelfile",

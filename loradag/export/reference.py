@@ -14,10 +14,13 @@ from typing import Any
 from loradag.evaluation.parity import Probe, comparison_dtype, dtype_name, parity, recorded
 from loradag.export.gguf_format import (
     FLOAT_TYPES,
+    Stored,
     is_exact,
+    read_storage,
     round_weights,
     rounded_activations,
 )
+from loradag.export.importance import Importance
 from loradag.export.measurement import Inputs, Measurement
 from loradag.export.plain_transformers import answer, write_logits
 from loradag.models.loading import is_quantized, load_model, load_quantized, load_tuned
@@ -62,12 +65,18 @@ class Reference:
 
 
 def compute_reference(
-    paths: Paths, formats: list[str], inputs: Inputs, scratch: Path, tolerance: float
+    paths: Paths,
+    formats: list[str],
+    inputs: Inputs,
+    scratch: Path,
+    tolerance: float,
+    importance: Importance,
 ) -> Reference:
     """Load the merged model as few times as its formats allow, and the trained one for an adapter.
 
     Args:
         tolerance: relative change of perplexity that is allowed where weights are quantised.
+        importance: of the columns that mixtures are rounded by.
     """
     dtype = comparison_dtype(paths.merged)
     model = load_model(paths.merged, dtype)
@@ -88,17 +97,17 @@ def compute_reference(
         if not name.startswith(GGUF):
             expected[name] = Expected([plain], SUMS, SUMS, tolerance)
             continue
-        logits = plain
+        logits, stored = plain, read_storage(paths.merged, type, importance)
         if not is_exact(paths.merged, type):
             if is_rounded:
                 del model  # before the next is loaded
                 model = load_model(paths.merged, dtype)
                 _stop_rounding(model)
-            round_weights(model, type, lattice)
+            round_weights(model, type, lattice, stored)
             is_rounded = True
             logits = scratch / f"{name}-expected"
             write_logits(model, inputs.rows, logits)
-        expected[name] = _with_limits(model, type, inputs, logits, tolerance, scratch)
+        expected[name] = _with_limits(model, type, inputs, logits, tolerance, scratch, stored)
     if "adapter" in formats:
         del model
         logits = scratch / "adapter-expected"
@@ -116,11 +125,17 @@ def _type(name: str) -> str:
 
 
 def _with_limits(
-    model: Any, type: str, inputs: Inputs, logits: Path, tolerance: float, scratch: Path
+    model: Any,
+    type: str,
+    inputs: Inputs,
+    logits: Path,
+    tolerance: float,
+    scratch: Path,
+    stored: Stored | None = None,
 ) -> Expected:
     """`logits` of `model`, and what rounding of activations explains of a difference to them."""
     at_rounded = scratch / f"{type}-rounded"
-    with rounded_activations(model, type):
+    with rounded_activations(model, type, stored):
         write_logits(model, inputs.rows, at_rounded)
     probe = Probe(inputs.rows, [], [], 0)
     moved = parity(probe, recorded(logits), recorded(at_rounded), [], [])
