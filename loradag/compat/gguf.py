@@ -168,6 +168,58 @@ class _reasons:  # noqa: N801
             raise ConversionError(f"{self.architecture}: {cause}") from error
 
 
+def convert_adapter(
+    base: Path, path: Path, name: str, factors: dict[str, tuple[Any, Any]], fan_in_fan_out: bool
+) -> None:
+    """Convert an adapter of the folder `base` to the file `path`, in float32.
+
+    As llama.cpp's convert_lora_to_gguf.py, which no package has as a module. The converter changes
+    a weight (out, in) by reordering or splitting its rows alone, so B (out, r) goes through it as
+    the first columns of a matrix of the weight's shape.
+
+    Args:
+        factors: A (r, in) and B (out, r), the scale in it, by the name of their layer.
+        fan_in_fan_out: the weights are stored (in, out).
+
+    Raises:
+        ConversionError: the converter does not know the architecture, or changes more than rows.
+    """
+    import gguf
+    import torch
+
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as scratch:
+        converter = _open(base, path, gguf.LlamaFileType.ALL_F32, name, Path(scratch))
+        modify = converter.modify_tensors
+
+        def write_parameters() -> None:
+            converter.gguf_writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+            # 0: B is multiplied by no scale, whatever its rank.
+            converter.gguf_writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)
+
+        def read_weights() -> Iterator[tuple[str, Any]]:
+            for layer, (a, b) in sorted(factors.items()):
+                wide = torch.zeros(b.shape[0], max(a.shape[1], b.shape[1]))
+                wide[:, : b.shape[1]] = b
+                yield f"{layer}.weight", wide.T if fan_in_fan_out else wide
+
+        def modify_factors(data: Any, name: str, block: int | None) -> Iterator[tuple[str, Any]]:
+            a, b = factors[name.removesuffix(".weight")]
+            for new_name, rows in modify(data, name, block):
+                if rows.dim() != 2 or rows[:, b.shape[1] :].any():
+                    raise NotImplementedError(f"{name} is converted by more than its rows")
+                yield f"{new_name}.lora_a", a.contiguous()
+                yield f"{new_name}.lora_b", rows[:, : b.shape[1]].contiguous()
+
+        converter.set_vocab = lambda: None
+        converter.set_type = lambda: converter.gguf_writer.add_type(gguf.GGUFType.ADAPTER)
+        converter.set_gguf_parameters = write_parameters
+        converter.generate_extra_tensors = lambda: ()
+        converter.get_tensors = read_weights
+        converter.modify_tensors = modify_factors
+        with _reasons(converter.hparams):
+            converter.write()
+
+
 def _store_encoded(converter: Any, kind: Any, encode: Encode) -> None:
     """Let the converter store the matrices that `encode` gives blocks for as those."""
     from conversion.base import LazyTorchTensor

@@ -113,6 +113,11 @@ def library() -> ctypes.CDLL:
         "llama_batch_free": (None, [Batch]),
         "llama_decode": (ctypes.c_int32, [pointer, Batch]),
         "llama_get_logits": (ctypes.POINTER(ctypes.c_float), [pointer]),
+        "llama_adapter_lora_init": (pointer, [pointer, ctypes.c_char_p]),
+        "llama_set_adapters_lora": (
+            ctypes.c_int32,
+            [pointer, ctypes.POINTER(pointer), ctypes.c_size_t, ctypes.POINTER(ctypes.c_float)],
+        ),
         "llama_free": (None, [pointer]),
         "llama_model_free": (None, [pointer]),
         "llama_log_set": (None, [pointer, pointer]),
@@ -206,11 +211,11 @@ class Decoder:
     what is compared is the file, not the rounding of a cache.
     """
 
-    def __init__(self, file: Path, longest: int, threads: int) -> None:
-        """Load `file` for rows of up to `longest` tokens.
+    def __init__(self, file: Path, longest: int, threads: int, adapter: Path | None = None) -> None:
+        """Load `file` for rows of up to `longest` tokens, with a LoRA file applied to it.
 
         Raises:
-            LoradagError: llama.cpp refuses the file, with its own reason.
+            LoradagError: llama.cpp refuses a file, with its own reason.
         """
         self.library = library()
         self.library.ggml_backend_load_all()
@@ -238,9 +243,18 @@ class Decoder:
                 "llama.cpp did not take the parameters that it was given. Install the version of "
                 "xllamacpp that constraints.txt names."
             )
+        if adapter:
+            self._apply(adapter)
         vocabulary = self.library.llama_model_get_vocab(self.model)
         self.vocabulary = int(self.library.llama_vocab_n_tokens(vocabulary))
         self.longest = longest
+
+    def _apply(self, adapter: Path) -> None:
+        """Add a LoRA file with factor 1; the model frees it."""
+        loaded = self.library.llama_adapter_lora_init(self.model, str(adapter).encode())
+        adapters, factors = (ctypes.c_void_p * 1)(loaded), (ctypes.c_float * 1)(1.0)
+        if not loaded or self.library.llama_set_adapters_lora(self.context, adapters, 1, factors):
+            raise LoradagError(f"llama.cpp refuses {adapter.name}: {_reason()}")
 
     def logits(self, ids: list[int]) -> Array:
         """(tokens, vocabulary) in float32, with an empty context.

@@ -24,7 +24,7 @@ MIXED_TYPES = {"q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "iq4_xs"}
 class Export:
     """The files that runtimes load."""
 
-    formats: Any = some_of("safetensors", "gguf", "adapter")
+    formats: Any = some_of("safetensors", "gguf", "adapter", "gguf_adapter")
     type: Any = some_of(*GGUF_TYPES)  # gguf: one, or a list of several
     max_shard_size: str = file_size()  # safetensors
     rows: int = at_least(1)  # held-out rows that the runtimes are measured on

@@ -18,10 +18,11 @@ from loradag.data.templates import encode_prompt
 from loradag.data.token_contract import Contract, read_contract, verify_tokenizer
 from loradag.evaluation.parity import Parity, Probe, greedy_match, parity, recorded
 from loradag.export.folders import base_quantization, base_scheme
-from loradag.export.gguf_format import count_types
+from loradag.export.gguf_adapter import write_gguf_base
+from loradag.export.gguf_format import count_types, float_type
 from loradag.export.importance import NOT_MEASURED, Importance
 from loradag.export.measurement import QUESTION, Inputs, Measurement
-from loradag.export.reference import GGUF, Expected, compute_reference
+from loradag.export.reference import GGUF, GGUF_ADAPTER, Expected, compute_reference
 from loradag.export.runtimes import measure_in_llamacpp, measure_in_transformers
 from loradag.models.device import device
 from loradag.models.pinning import weights_folder
@@ -98,7 +99,9 @@ class Verification:
         numbers: dict[str, Any] = {"runtime": found.runtime, "dtype": self.reference.dtype}
         if name == "adapter":
             numbers["base"] = base_scheme(self.paths)
-        if name.startswith(GGUF):
+        elif name == GGUF_ADAPTER:
+            numbers["base"] = float_type(weights_folder(self.paths.base))
+        elif name.startswith(GGUF):
             numbers["types"] = count_types(path)
             if name.removeprefix(GGUF) in MIXED_TYPES:
                 numbers["importance_tokens"] = self.importance.tokens
@@ -129,6 +132,10 @@ class Verification:
 
     def _measure(self, name: str, path: Path) -> Measurement:
         scratch = Path(tempfile.mkdtemp(dir=self.scratch, prefix=f"{name}-"))
+        if name == GGUF_ADAPTER:
+            base = scratch / "base.gguf"
+            write_gguf_base(self.paths.base, base)
+            return measure_in_llamacpp(base, self.inputs, scratch, threads(), adapter=path)
         if name.startswith(GGUF):
             return measure_in_llamacpp(path, self.inputs, scratch, threads())
         adapter = name == "adapter"

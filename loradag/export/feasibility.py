@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from loradag.compat.gguf import ConversionError, check_convertible
-from loradag.config.export import is_mixed
+from loradag.config.adapter import Adapter
+from loradag.config.export import is_mixed, listed
 from loradag.config.problems import LoradagError
 from loradag.config.sections import Config
-from loradag.models.pinning import weights_folder
+from loradag.export.gguf_adapter import linked_base
 from loradag.quantization.calibration import read_rows
 from loradag.runtime.paths import Paths
 
@@ -29,7 +29,10 @@ def check_feasible(paths: Paths, config: Config) -> None:
     described = json.loads((paths.base / "config.json").read_text(encoding="utf-8"))
     if config.adapter.variant != "none" or config.quantize.scheme != "none":
         _check_experts(paths.base)
-    if "gguf" in config.export.formats:
+    formats = listed(config.export.formats)
+    if "gguf_adapter" in formats:
+        _check_adapted_layers(paths.base, config.adapter)
+    if {"gguf", "gguf_adapter"} & set(formats):
         _check_llamacpp(described)
         _check_converter(paths.base)
     if is_mixed(config.export) and (experts := _find_experts(paths.base)):
@@ -96,16 +99,36 @@ def _check_llamacpp(described: dict[str, Any]) -> None:
 
 def _check_converter(base: Path) -> None:
     """Let the converter read the weights' names with the tokenizer of `base`."""
-    with tempfile.TemporaryDirectory() as scratch:
-        for folder in (base, weights_folder(base)):
-            for file in sorted(folder.iterdir()):
-                link = Path(scratch) / file.name
-                if not link.exists():  # the base's tokenizer comes before that of its weights
-                    link.symlink_to(file.resolve())
+    with linked_base(base) as folder:
         try:
-            check_convertible(Path(scratch))
+            check_convertible(folder)
         except ConversionError as error:
             raise _refused(f"its converter fails: {error}") from error
+
+
+def _check_adapted_layers(base: Path, adapter: Adapter) -> None:
+    """llama.cpp's LoRA file is for the matrices in the blocks."""
+    import torch
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from loradag.training.lora import lora_config
+
+    if adapter.target_modules == "all-linear":  # without the output matrix
+        return
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(base, local_files_only=True)
+        )
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    config = lora_config(adapter)
+    for name, module in model.named_modules():
+        if module in ends and check_target_module_exists(config, name):
+            raise LoradagError(
+                f"adapter.target_modules: names {name}, and export.formats = gguf_adapter has "
+                "adapters of the matrices in the blocks alone. Leave it out, or export gguf or "
+                "adapter."
+            )
 
 
 def _refused(reason: str) -> LoradagError:

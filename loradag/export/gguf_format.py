@@ -140,6 +140,11 @@ def is_exact(model: Path, type: str) -> bool:
     return stored <= EXACT_IN.get(type, set())
 
 
+def float_type(model: Path) -> str:
+    """The smallest float type that stores every weight of the folder `model` as it is."""
+    return next(type for type in ("f16", "bf16", "f32") if is_exact(model, type))
+
+
 def rounded(
     weight: torch.Tensor, type: str, transposed: bool, lattice: Lattice | None = None
 ) -> torch.Tensor:
