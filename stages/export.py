@@ -25,11 +25,13 @@ def export(
     from loradag.export.card import Origin
     from loradag.export.export_verification import verify_exports
     from loradag.export.formats import describe, list_files, read_pin, write_formats
+    from loradag.export.importance import importance_for
 
     origin = Origin(read_pin(paths.base), prepare, quantize, adapter, train)
+    importance = importance_for(export, paths)
     with replacing(paths.export) as folder:
-        exported, fallbacks = write_formats(paths, folder, export, origin)
-        numbers = verify_exports(paths, exported, export)
+        exported, fallbacks = write_formats(paths, folder, export, origin, importance)
+        numbers = verify_exports(paths, exported, export, importance)
         describe(paths, folder, export, origin, numbers)
         files = list_files(folder)
     for name, fallen in fallbacks.items():

@@ -72,6 +72,6 @@ def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> TrainRepor
 
 
 if __name__ == "__main__":
-    from loradag.export.feasibility import check_feasible
+    from loradag.export.feasibility import check_before_training
 
-    run_stage(train, check=check_feasible)
+    run_stage(train, check=check_before_training)

@@ -15,6 +15,7 @@ RERUNS: dict[str, str] = {
     "loradag/checkpoints/safetensors_writer.py": "quantize merge export",
     "loradag/checkpoints/skeleton.py": "merge",
     "loradag/compat": "quantize train baseline evaluate merge export report",
+    "loradag/compat/bit_linear.py": "train",
     "loradag/compat/gguf_loading.py": "fetch",
     "loradag/compat/chat_templates.py": "prepare",
     "loradag/compat/dvc.py": "",

@@ -66,17 +66,27 @@ def measure_in_transformers(
     return Measurement(runtime=_version(runtime), logits=scratch / "logits", **computed)
 
 
-def measure_in_llamacpp(file: Path, inputs: Inputs, scratch: Path, threads: int) -> Measurement:
+def measure_in_llamacpp(
+    file: Path, inputs: Inputs, scratch: Path, threads: int, adapter: Path | None = None
+) -> Measurement:
     """Measure a GGUF file in a fresh process, in llama.cpp alone.
+
+    Args:
+        adapter: a LoRA file that is applied to `file`.
 
     Raises:
         LoradagError: llama.cpp refuses the file, with its own reason, or dies on it.
     """
-    return in_fresh_process(_in_llamacpp, file, inputs, scratch / "logits", threads)
+    return in_fresh_process(
+        _in_llamacpp, adapter or file, file, inputs, scratch / "logits", threads, adapter
+    )
 
 
 def in_fresh_process(run: Callable[..., Measurement], file: Path, *given: Any) -> Measurement:
-    """`run(file, *given)` in a new interpreter.
+    """`run(*given)` in a new interpreter.
+
+    Args:
+        file: that it loads, for messages.
 
     Raises:
         LoradagError: the runtime refuses the file or dies on it.
@@ -88,7 +98,7 @@ def in_fresh_process(run: Callable[..., Measurement], file: Path, *given: Any) -
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(run, file, *given).result()
+            return pool.submit(run, *given).result()
         except BrokenProcessPool as error:
             raise LoradagError(f"llama.cpp died on {file.name}.") from error
         except (OSError, RuntimeError, ValueError, KeyError) as error:
@@ -96,17 +106,19 @@ def in_fresh_process(run: Callable[..., Measurement], file: Path, *given: Any) -
             raise LoradagError(f"llama.cpp refuses {file.name}: {message}") from error
 
 
-def _in_llamacpp(file: Path, inputs: Inputs, logits: Path, threads: int) -> Measurement:
+def _in_llamacpp(
+    file: Path, inputs: Inputs, logits: Path, threads: int, adapter: Path | None
+) -> Measurement:
     """Logits through llama.cpp's library; ids, chat template and greedy text from its server."""
     from safetensors.numpy import save_file
 
     from loradag.compat.llamacpp import Decoder
 
     logits.mkdir(parents=True)
-    with Decoder(file, max(map(len, inputs.rows)), threads) as decoder:
+    with Decoder(file, max(map(len, inputs.rows)), threads, adapter) as decoder:
         for at, ids in enumerate(inputs.rows):
             save_file({"logits": decoder.logits(ids)}, logits / f"{at}.safetensors")
-    ask = _serve(file, inputs, threads)
+    ask = _serve(file, inputs, threads, adapter)
 
     def tokenize(text: str) -> list[int]:
         answer = ask("/tokenize", content=text, add_special=True, parse_special=True)
@@ -134,12 +146,14 @@ def _in_llamacpp(file: Path, inputs: Inputs, logits: Path, threads: int) -> Meas
     )
 
 
-def _serve(file: Path, inputs: Inputs, threads: int) -> Callable[..., Any]:
+def _serve(file: Path, inputs: Inputs, threads: int, adapter: Path | None) -> Callable[..., Any]:
     """Start llama.cpp's server on the loopback interface; return how to ask it."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = str(file)
+    if adapter:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
     params.port = 0
     params.n_parallel = 1
     params.n_ctx = 8 + inputs.max_new_tokens + max(map(len, inputs.prompts))

@@ -11,8 +11,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,6 +42,7 @@ def run_job(params: dict[str, Any], folder: Path, number: int, overrides: list[s
     failure is in the record.
     """
     sweep = SweepRecord.read(folder)
+    _end_with(sweep.pid)
     given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
     swept = {key: given[key] for key in sweep.swept if key in given}
     job = JobRecord(number, overrides, swept)
@@ -52,9 +55,7 @@ def run_job(params: dict[str, Any], folder: Path, number: int, overrides: list[s
         log.info("#%d %s: started", number, job.name)
         with claim_gpu(sweep.gpus, f"#{number}") as gpu:
             environment = _environment(sweep, job, gpu)
-            job.failure, job.pruned = _execute(
-                sweep, workspace, place / "job.log", environment, number
-            )
+            job.failure, job.pruned = _execute(workspace, place / "job.log", environment, number)
         _collect(workspace, job)
     except LoradagError as error:
         job.failure = str(error)
@@ -88,7 +89,7 @@ def _environment(sweep: SweepRecord, job: JobRecord, gpu: str | None) -> dict[st
 
 
 def _execute(
-    sweep: SweepRecord, workspace: Path, output: Path, environment: dict[str, str], number: int
+    workspace: Path, output: Path, environment: dict[str, str], number: int
 ) -> tuple[str | None, str | None]:
     """Run the DAG in a process of its own; returns why it failed, and why it was pruned."""
     waiting, pruned = "", None
@@ -107,9 +108,6 @@ def _execute(
                     process.wait(timeout=0.5)
                     break
                 except subprocess.TimeoutExpired:
-                    if _is_orphan(sweep):
-                        os.killpg(process.pid, signal.SIGKILL)
-                        os._exit(1)  # a worker would wait for other jobs
                     if (now := _waiting(workspace)) and now != waiting:
                         log.info("#%d %s", number, now)
                     waiting = now
@@ -125,12 +123,22 @@ def _execute(
     return (None if code == 0 else _reason(workspace, output)), None
 
 
-def _is_orphan(sweep: SweepRecord) -> bool:
-    """Whether this is a worker of a sweep that is gone.
+@cache
+def _end_with(pid: int) -> None:
+    """End this process, if it is a launcher's worker, as soon as the sweep is gone, even killed.
 
-    The sweep itself outlives the shell that started it (`nohup`).
+    A worker of joblib would wait for another job for five minutes; what it runs ends with it
+    (`execution.end_with_parent`). The sweep itself outlives the shell that started it (`nohup`).
     """
-    return os.getpid() != sweep.pid and os.getppid() != PARENT
+    if os.getpid() == pid:
+        return
+
+    def watch() -> None:
+        while os.getppid() == PARENT:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _reason_to_prune(workspace: Path) -> str | None:

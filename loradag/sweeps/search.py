@@ -231,7 +231,7 @@ class Search:
         recorded = {str(trial.user_attrs.get("job")) for trial in self._own(*DONE)}
         for place in self.folder.glob("[0-9]*"):
             if place.name not in recorded:
-                shutil.rmtree(place)
+                shutil.rmtree(place, ignore_errors=True)  # workers may be ending in it
         done = [trial.params for trial in self._trials(*DONE)]
         if self.options.sampler["name"] == "grid":
             points = self.options.space.points()
