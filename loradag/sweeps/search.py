@@ -1,8 +1,8 @@
 """A search: Optuna chooses the jobs of a sweep by the results of earlier ones, and prunes them.
 
 The study is kept in a database, and the trials of a stopped search are not repeated: those that
-were running are run again first, then the search continues as if it had not been stopped. What is
-asked for as trial n depends on the seed, on n and on the results before it alone.
+were running are run again first, then the search continues: what is asked for as trial n depends on
+the seed, on n and on the results before it alone.
 
 This process alone writes to the study. While jobs run, whatever process or machine they run on, it
 follows the held-out losses that their trainings write, and where a trial is to be pruned it leaves

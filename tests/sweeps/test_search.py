@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from loradag.comparison.job_records import JobRecord
 from loradag.config.problems import LoradagError
 from loradag.planning.grid import Composer, compose_all, composer
+from loradag.runtime import Paths, replacing
+from loradag.runtime.stage import mark_started
+from loradag.sweeps.job import PRUNE
 from loradag.sweeps.search import Search, check_evaluated, read_options
 from loradag.sweeps.search_space import read_space
 from tests.sweeps.conftest import Toy
@@ -263,6 +267,54 @@ def measured(given: dict[str, str]) -> JobRecord:
 
 def failed(_: dict[str, str]) -> JobRecord:
     return JobRecord(0, [], {}, failure="train: out of memory.")
+
+
+class Training(Ending):
+    """A launcher whose jobs train for two steps, with a loss of `adapter.r` after each."""
+
+    def launch(self, batch: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
+        for number, overrides in enumerate(batch, start=initial_job_idx):
+            given = dict(override.split("=", 1) for override in overrides)
+            place, record = self.folder / str(number), measured(given)
+            paths = Paths(place / "workspace")
+            mark_started(paths, "train")
+            paths.eval_loss.parent.mkdir()
+            for step in (1, 2):
+                if record.pruned is None:
+                    record.held_out.append((step, float(given["adapter.r"])))
+                    lines = [f"{at},{loss}" for at, loss in record.held_out]
+                    with replacing(paths.eval_loss) as partial:
+                        partial.write_text("\n".join(["step,eval_loss", *lines]))
+                    record.pruned = await_note(place / PRUNE)
+            record.write(place)
+        return []
+
+
+def await_note(path: Path, seconds: float = 3) -> str | None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if path.exists():
+            return path.read_text()
+        time.sleep(0.05)
+    return None
+
+
+def test_successive_halving_prunes_what_is_not_in_the_better_half_of_its_rung(
+    tmp_path: Path,
+) -> None:
+    # Rung 0 is step 1, rung 1 step 2. 8 is alone at both. 16: not in the better half of (8, 16).
+    # 4 is the best at both. 6: in the better half of (4, 6, 8, 16), not in that of (4, 6, 8).
+    overrides = [
+        "hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "hydra/sweeper/pruner=asha",
+        "hydra.sweeper.pruner.min_resource=1", "hydra.sweeper.pruner.reduction_factor=2",
+        "train.eval_steps=1", "adapter.r=8,16,4,6",
+    ]  # fmt: skip
+    with composer() as compose:
+        search = check_and_open(compose, compose.master(overrides), tmp_path)
+    search.run(Training(tmp_path, measured))  # type: ignore[arg-type]
+    ends = [(trial.state.name, trial.last_step) for trial in search.study.trials]
+    assert ends == [("COMPLETE", 2), ("PRUNED", 1), ("COMPLETE", 2), ("PRUNED", 2)]
+    assert JobRecord.read(tmp_path / "3").pruned == "pruned at step 2 by asha: held-out loss 6"
 
 
 @pytest.mark.parametrize("at_once", [1, 4])
