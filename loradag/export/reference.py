@@ -169,10 +169,9 @@ def _stop_rounding(model: Any) -> bool:
 
     Rounding of activations is noted in `quantization.json`, which only this project reads.
     """
-    from torchao.quantization.qat.linear import FakeQuantizedLinear, disable_linear_fake_quant
+    from torchao.quantization.qat import FakeQuantizedLinear
 
-    model.apply(disable_linear_fake_quant)
-    return any(
-        isinstance(module, FakeQuantizedLinear) and module.activation_fake_quantizer is not None
-        for module in model.modules()
-    )
+    rounding = {n: m for n, m in model.named_modules() if isinstance(m, FakeQuantizedLinear)}
+    for name, layer in rounding.items():
+        model.set_submodule(name, layer.to_linear())
+    return any(layer.activation_fake_quantizer is not None for layer in rounding.values())

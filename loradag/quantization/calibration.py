@@ -80,8 +80,7 @@ class Observer:
 def choose_qparams(low: torch.Tensor, high: torch.Tensor, quantize: Quantize) -> Activations:
     """The parameters for inputs within [low, high]: symmetric, or asymmetric with a zero point."""
     import torch
-    from torchao.quantization import MappingType
-    from torchao.quantization.quant_primitives import choose_qparams_affine_with_min_max
+    from torchao.quantization import MappingType, choose_qparams_affine_with_min_max
 
     def choose(kind: MappingType, lowest: int) -> tuple[torch.Tensor, torch.Tensor]:
         scales, zero_points = choose_qparams_affine_with_min_max(
