@@ -99,6 +99,7 @@ def test_all_problems_come_at_once_with_key_value_rule_and_remedy() -> None:
             ["export.type=[f16,q6_k]", "train=bitnet", "quantize=none", "adapter=none"],
             ["export.type"],
         ),
+        (["export.push=only-a-name"], ["export.push"]),
         (["export.max_shard_size=5XB"], ["export.max_shard_size"]),
         (["export.max_shard_size=0GB"], ["export.max_shard_size"]),
         (["train=qat", "quantize=none", "train.group_size=null"], ["train.group_size"]),

@@ -9,6 +9,7 @@ from loradag.config.rules import (
     above,
     at_least,
     file_size,
+    repository,
     some_of,
 )
 
@@ -34,6 +35,7 @@ class Export:
     # Rows that the importance of columns is measured on, at most; for q6_k, q5_k_m and their like.
     calibration_rows: int = at_least(1)
     register: str | None = MISSING  # MLflow model name
+    push: str | None = repository()  # of a model hub, org/name; made private
 
 
 def listed(options: str | list[str]) -> list[str]:

@@ -12,6 +12,7 @@ from loradag.config.export import is_mixed, listed
 from loradag.config.problems import LoradagError
 from loradag.config.sections import Config
 from loradag.export.gguf_adapter import linked_base
+from loradag.export.push import check_push
 from loradag.quantization.calibration import read_rows
 from loradag.runtime.paths import Paths
 
@@ -24,8 +25,9 @@ def check_feasible(paths: Paths, config: Config) -> None:
 
     Raises:
         LoradagError: the model has experts that no adapter or quantisation reaches, or llama.cpp
-            cannot run it.
+            cannot run it, or a push has no token.
     """
+    check_push(config.export)
     described = json.loads((paths.base / "config.json").read_text(encoding="utf-8"))
     if config.adapter.variant != "none" or config.quantize.scheme != "none":
         _check_experts(paths.base)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -16,6 +17,7 @@ from typing import Any
 from loradag.config.problems import LoradagError
 from loradag.export import plain_transformers
 from loradag.export.measurement import Inputs, Measurement
+from loradag.runtime.paths import Paths
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
@@ -148,20 +150,8 @@ def _in_llamacpp(
 
 def _serve(file: Path, inputs: Inputs, threads: int, adapter: Path | None) -> Callable[..., Any]:
     """Start llama.cpp's server on the loopback interface; return how to ask it."""
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path = str(file)
-    if adapter:
-        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
-    params.port = 0
-    params.n_parallel = 1
-    params.n_ctx = 8 + inputs.max_new_tokens + max(map(len, inputs.prompts))
-    params.cpuparams.n_threads = threads
-    params.cpuparams_batch.n_threads = threads
-    params.warmup = False
-    params.verbosity = -1
-    server = xllamacpp.Server(params)
+    context = 8 + inputs.max_new_tokens + max(map(len, inputs.prompts))
+    server = start_server(file, context, threads, adapter=adapter)
 
     def ask(path: str, **body: Any) -> Any:
         request = urllib.request.Request(
@@ -173,6 +163,57 @@ def _serve(file: Path, inputs: Inputs, threads: int, adapter: Path | None) -> Ca
             return json.load(answer)
 
     return ask
+
+
+def start_server(
+    file: Path, context: int, threads: int, *, port: int = 0, adapter: Path | None = None
+) -> Any:
+    """llama.cpp's server of a GGUF file on the loopback interface, for one request at a time.
+
+    Args:
+        context: tokens of a request with its answer.
+        port: 0: any that is free.
+        adapter: a LoRA file that is applied to `file`.
+
+    Raises:
+        LoradagError: there is no such file, or the port is taken.
+    """
+    import xllamacpp
+
+    if not file.is_file():
+        raise LoradagError(f"{file}: no such file. Name a GGUF file.")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise LoradagError(f"port = {port}: {error}. Choose another.") from error
+    params = xllamacpp.CommonParams()
+    params.model.path = str(file)
+    if adapter:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
+    params.port = port
+    params.n_parallel = 1
+    params.n_ctx = context
+    params.cpuparams.n_threads = threads
+    params.cpuparams_batch.n_threads = threads
+    params.warmup = False
+    params.verbosity = -1
+    return xllamacpp.Server(params)
+
+
+def first_exported(paths: Paths) -> Path:
+    """The GGUF file of the first type that was exported.
+
+    Raises:
+        LoradagError: none was.
+    """
+    folder = paths.export / "gguf"
+    modelfile = folder / "Modelfile"
+    if not modelfile.is_file():
+        raise LoradagError(f"{folder}: no GGUF was exported. Run `dvc repro`, or name a file.")
+    first = modelfile.read_text(encoding="utf-8").splitlines()[0]
+    return folder / first.removeprefix("FROM ./")
 
 
 def _version(package: str) -> str:

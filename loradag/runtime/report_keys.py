@@ -253,9 +253,15 @@ class ExportedFormat(TypedDict):
     bytes: NotRequired[int | None]  # of its weights; `report` adds it up
 
 
+class Pushed(TypedDict):
+    repository: str
+    commit: str  # of the upload
+
+
 class ExportReport(StageReport):
     files: list[ExportedFile]
     formats: dict[str, ExportedFormat]
+    pushed: NotRequired[Pushed | None]  # to a model hub
 
 
 class Reports(TypedDict, total=False):
