@@ -14,7 +14,7 @@ PIP := $(BIN)/pip install --disable-pip-version-check --progress-bar off -c cons
 PYTEST := python -m pytest -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-all lint smoke ui clean
+.PHONY: help setup repro test test-all lint smoke ui serve clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ smoke: setup ## the whole pipeline on a random model of 139,584 parameters, in a
 
 ui: setup ## compare runs in the MLflow UI
 	$(RUN) mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+
+serve: setup ## llama.cpp's OpenAI-compatible server on the exported GGUF, at port 8080
+	$(RUN) python -m stages.serve
 
 clean: ## delete what runs have made, but not the cache
 	rm -rf .smoke artifacts data .loradag multirun report.html sweep.html

@@ -18,9 +18,9 @@ from collections import Counter
 from itertools import product
 from pathlib import Path
 
-from loradag.sweeps.job_records import JobRecord
 from mlflow import MlflowClient
 
+from loradag.comparison.job_records import JobRecord
 from tests.sweeps.differential import Clone, RealClone, composed, repeatable
 
 RANKS, SCHEMES = ("2", "4", "8", "16"), ("nf4", "int8")

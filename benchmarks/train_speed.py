@@ -1,19 +1,23 @@
-"""The time of a training step on a quantised base, as a ratio to quantize=none.
+"""The speed of training on a quantised base, as a ratio to quantize=none and to others' trainers.
 
     dvc repro prepare
-    python -m benchmarks.train_speed
+    python -m benchmarks.train_speed [--llamafactory PYTHON]
 
-Trains the prepared rows with each scheme and dtype by the code of the stage `train`, and with trl's
-own loop (`trl`: what a script of `from_pretrained`, `SFTTrainer` and a `LoraConfig` does, all else
-at its defaults). The ways take turns, so that what else the machine does meets all of them alike.
-A step's time is the CPU time of one thread, of which other processes take little; the median of the
-steps counts.
+Trains the prepared rows with each scheme and dtype by the code of the stage `train`, in packed
+batches as by default; with trl's own loop in batches of four rows (a script of `from_pretrained`,
+`SFTTrainer` and a `LoraConfig`, all else at its defaults); and with LLaMA-Factory in batches of
+four rows, where PYTHON is the interpreter of an environment that has it. The ways take turns, so
+that what else the machine does meets all of them alike. Counted are real tokens, without padding,
+per second of CPU time of one thread, of which other processes take little; the median of the steps.
 """
 
+import argparse
+import json
+import os
 import statistics
+import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +30,10 @@ from loradag.runtime.environment import configure
 
 SCHEMES = ("none", "nf4", "int8")
 DTYPES = ("float32", "bfloat16")
-ROUNDS = 3
-STEPS = 3  # a round; the first of each is not counted
-ROWS = 64
+ROUNDS = 2
+STEPS = 4  # a round; the first of each is not counted
+ROWS = 256
+BATCH = 4  # rows of a batch that is not packed
 
 
 def config_of(scheme: str, dtype: str) -> Config:
@@ -37,7 +42,7 @@ def config_of(scheme: str, dtype: str) -> Config:
     )
 
 
-def ours(paths: Paths, config: Config, rows: list[Any], scratch: Path) -> Any:
+def ours(paths: Paths, config: Config, rows: Any, scratch: Path) -> Any:
     """The trainer of the stage `train`."""
     from loradag.models.device import compute_dtype
     from loradag.models.tokenizer import load_tokenizer
@@ -45,13 +50,13 @@ def ours(paths: Paths, config: Config, rows: list[Any], scratch: Path) -> Any:
     from loradag.training.trainer import make_trainer
 
     dtype = compute_dtype(config.train.dtype)
-    train = replace(config.train, checkpoint_steps=10 * STEPS)
+    train = replace(config.train, max_rows=ROWS, checkpoint_steps=10 * STEPS, eval_rows=1)
     model = load_trainable(paths, config.adapter, train, config.seed, dtype, scratch).model
     tokenizer = load_tokenizer(paths.base)
-    return make_trainer(model, tokenizer, rows, rows[:1], train, config.seed, dtype, scratch, [])
+    return make_trainer(model, tokenizer, rows, rows, train, config.seed, dtype, scratch, [])
 
 
-def trl(paths: Paths, config: Config, rows: list[Any], scratch: Path) -> Any:
+def trl(paths: Paths, config: Config, rows: Any, scratch: Path) -> Any:
     """The trainer of a plain script."""
     import torch
     from datasets import Dataset
@@ -79,7 +84,7 @@ def trl(paths: Paths, config: Config, rows: list[Any], scratch: Path) -> Any:
         args=SFTConfig(
             output_dir=str(scratch),
             max_steps=STEPS,
-            per_device_train_batch_size=config.train.batch_size,
+            per_device_train_batch_size=BATCH,
             bf16=dtype == torch.bfloat16,
             use_cpu=True,
             seed=config.seed,
@@ -87,7 +92,7 @@ def trl(paths: Paths, config: Config, rows: list[Any], scratch: Path) -> Any:
             disable_tqdm=True,
             report_to="none",
         ),
-        train_dataset=Dataset.from_dict({"input_ids": [row.input_ids for row in rows]}),
+        train_dataset=Dataset.from_dict({"input_ids": [row.input_ids for row in rows[:ROWS]]}),
         peft_config=LoraConfig(
             r=config.adapter.r,
             lora_alpha=config.adapter.alpha,
@@ -97,57 +102,112 @@ def trl(paths: Paths, config: Config, rows: list[Any], scratch: Path) -> Any:
     )
 
 
+def llamafactory(python: str, paths: Paths, config: Config, scratch: Path) -> list[Any]:
+    """CPU seconds and tokens of the steps of LLaMA-Factory on the rows in `scratch`."""
+    bits = {"none": {}, "nf4": {"quantization_bit": 4}}
+    options = {
+        "model_name_or_path": str(paths.base), "stage": "sft", "do_train": True,
+        "finetuning_type": "lora", "lora_rank": config.adapter.r, "lora_target": "all",
+        "lora_alpha": int(config.adapter.alpha), "lora_dropout": config.adapter.dropout,
+        "dataset": "rows", "dataset_dir": str(scratch), "template": "empty",
+        "cutoff_len": config.prepare.max_tokens, "per_device_train_batch_size": BATCH,
+        "gradient_accumulation_steps": 1, "max_steps": STEPS, "learning_rate": 1e-3,
+        "bf16": config.train.dtype == "bfloat16", "use_cpu": True,
+        "include_num_input_tokens_seen": "non_padding",
+        "output_dir": str(scratch / "output"), "save_strategy": "no", "report_to": "none",
+        "disable_gradient_checkpointing": True, "disable_tqdm": True,
+        **bits[config.quantize.scheme],
+    }  # fmt: skip
+    script = Path(__file__).parent / "peers/llamafactory_steps.py"
+    done = subprocess.run(
+        [python, str(script), json.dumps(options)], stdout=subprocess.PIPE, check=True, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    return list(json.loads(done.stdout.splitlines()[-1]))
+
+
+def write_texts(tokenizer: Any, rows: list[Any], folder: Path) -> None:
+    """The rows as LLaMA-Factory reads them."""
+    texts = [tokenizer.decode(row.input_ids, skip_special_tokens=True) for row in rows]
+    parts = [text.rpartition("\nAuthor:") for text in texts]
+    turns = [{"instruction": before, "output": by + after} for before, by, after in parts]
+    (folder / "rows.json").write_text(json.dumps(turns))
+    columns = {"prompt": "instruction", "response": "output"}
+    info = {"rows": {"file_name": "rows.json", "columns": columns}}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+
+
 WAYS = {"loradag": ours, "trl": trl}
 
 
-def stopwatch(trainer: Any) -> list[float]:
-    """A list that the CPU seconds of each step of `trainer` go into."""
+def stopwatch(trainer: Any) -> list[Any]:
+    """A list that the CPU seconds and tokens of each step of `trainer` go into."""
     from transformers import TrainerCallback
 
-    seconds: list[float] = []
+    steps: list[Any] = []
+    trainer.args.include_num_input_tokens_seen = "non_padding"
 
     class Stopwatch(TrainerCallback):
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.started = time.process_time()
+        def on_step_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+            self.started, self.seen = time.process_time(), state.num_input_tokens_seen
 
         def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
             if state.global_step > 1:
-                seconds.append(time.process_time() - self.started)
+                seconds = time.process_time() - self.started
+                steps.append([seconds, int(state.num_input_tokens_seen) - int(self.seen)])
 
     trainer.add_callback(Stopwatch())
-    return seconds
-
-
-def trainers(dtype: str, scratch: Path) -> Iterator[tuple[tuple[str, str], Any]]:
-    from loradag.data.rows import read_rows
-    from stages.quantize import quantize
-
-    here = Paths(Path())
-    rows = read_rows(here.prepared / "train.parquet")[:ROWS]
-    for scheme in SCHEMES:
-        config, paths = config_of(scheme, dtype), Paths(scratch / scheme)
-        if not paths.quantized.exists():
-            paths.base.parent.mkdir(parents=True)
-            paths.base.symlink_to(here.base.absolute())
-            quantize(paths, config.quantize)
-        for way, make in WAYS.items():
-            yield (way, scheme), make(paths, config, rows, scratch / "state")
+    return steps
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--llamafactory", help="the interpreter of an environment that has it")
+    python = parser.parse_args().llamafactory
     configure(Runtime(threads=1, device="cpu"))
+    from loradag.data.rows import read_rows
+    from loradag.models.tokenizer import load_tokenizer
+    from stages.quantize import quantize
+
+    here = Paths(Path())
+    rows = read_rows(here.prepared / "train.parquet")
     with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        write_texts(load_tokenizer(here.base), rows[:ROWS], scratch)
         for dtype in DTYPES:
-            made = dict(trainers(dtype, Path(name)))
-            seconds = {key: stopwatch(trainer) for key, trainer in made.items()}
+            configs = {scheme: config_of(scheme, dtype) for scheme in SCHEMES}
+            places = {scheme: Paths(scratch / scheme) for scheme in SCHEMES}
+            trainers = {}
+            for scheme, paths in places.items():
+                if not paths.quantized.exists():
+                    paths.base.parent.mkdir(parents=True)
+                    paths.base.symlink_to(here.base.absolute())
+                    quantize(paths, configs[scheme].quantize)
+                for way, make in WAYS.items():
+                    if scheme == "int8" and way != "loradag":
+                        continue  # a minute a step
+                    trainer = make(paths, configs[scheme], rows, scratch / "state")
+                    trainers[way, scheme] = trainer
+            steps: dict[tuple[str, str], list[Any]]
+            steps = {key: stopwatch(trainer) for key, trainer in trainers.items()}
             for _ in range(ROUNDS):
-                for trainer in made.values():
+                for (way, scheme), trainer in trainers.items():
                     trainer.train()
-            del made
-            medians = {key: statistics.median(found) for key, found in seconds.items()}
-            for (way, scheme), median in medians.items():
-                ratio = median / medians["loradag", "none"]
-                print(f"{dtype:10}{way:10}{scheme:10}{median:6.2f} s{ratio:8.2f} of none")
+                    if python and way == "trl":
+                        found = llamafactory(python, places[scheme], configs[scheme], scratch)
+                        steps.setdefault(("llamafactory", scheme), []).extend(found)
+            del trainers
+            speeds = {
+                key: statistics.median(tokens / seconds for seconds, tokens in found)
+                for key, found in steps.items()
+            }
+            for (way, scheme), speed in sorted(speeds.items()):
+                none, ours_ = speeds[way, "none"], speeds["loradag", scheme]
+                print(
+                    f"{dtype:10}{way:14}{scheme:6}{speed:8.1f} tokens a second"
+                    f"{speed / none:7.2f} of none{ours_ / speed:7.2f} times as fast here",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

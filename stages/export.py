@@ -2,7 +2,8 @@
 
 Reads `artifacts/merged`, `data/prepared`, and for the model card and the adapter format
 `artifacts/base` and `artifacts/adapter`; writes `artifacts/export`, a folder a format. Past
-`export.tolerance` the stage fails, states by how much, and leaves none.
+`export.tolerance` the stage fails, states by how much, and leaves none. With `export.push` what
+was verified goes to a model hub, too.
 """
 
 from loradag.config.adapter import Adapter
@@ -25,16 +26,22 @@ def export(
     from loradag.export.card import Origin
     from loradag.export.export_verification import verify_exports
     from loradag.export.formats import describe, list_files, read_pin, write_formats
+    from loradag.export.importance import importance_for
+    from loradag.export.push import create_repository, push
 
     origin = Origin(read_pin(paths.base), prepare, quantize, adapter, train)
+    if export.push:
+        create_repository(export)
+    importance = importance_for(export, paths)
     with replacing(paths.export) as folder:
-        exported, fallbacks = write_formats(paths, folder, export, origin)
-        numbers = verify_exports(paths, exported, export)
+        exported, fallbacks = write_formats(paths, folder, export, origin, importance)
+        numbers = verify_exports(paths, exported, export, importance)
         describe(paths, folder, export, origin, numbers)
         files = list_files(folder)
     for name, fallen in fallbacks.items():
         numbers[name]["fallbacks"] = fallen
-    return {"files": files, "formats": numbers}
+    pushed = push(paths.export, export) if export.push else None
+    return {"files": files, "formats": numbers, "pushed": pushed}
 
 
 if __name__ == "__main__":

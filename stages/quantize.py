@@ -19,7 +19,11 @@ def quantize(paths: Paths, quantize: Quantize) -> QuantizeReport:
     with replacing(paths.quantized) as folder:
         folder.mkdir()
         if quantize.scheme == "static_w8a8":
-            rows = read_rows(paths.prepared / "calibration.parquet", quantize.calibration_rows or 0)
+            rows = read_rows(
+                paths.prepared / "calibration.parquet",
+                quantize.calibration_rows or 0,
+                "quantize.scheme = static_w8a8",
+            )
             activations = calibrate(base, folder, rows, quantize)
             calibrated = len(rows)
         if quantize.scheme == "none":

@@ -4,7 +4,7 @@
 
 An ordinary Hydra application: `--help`, `--multirun`, `range()`, `choice()`, launchers and sweepers
 work as Hydra documents them. A job runs in a workspace of its own on the shared cache, and returns
-what a sweeper minimises: perplexity, or with two directions perplexity and bytes.
+its perplexity.
 """
 
 import subprocess
@@ -14,7 +14,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 import conf  # noqa: F401  # registers the schema
 from loradag.config.composition import plain, write_params
@@ -24,7 +24,7 @@ from loradag.sweeps.lifecycle import concluding
 
 
 @hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")
-def sweep(config: DictConfig) -> float | tuple[float, float] | None:
+def sweep(config: DictConfig) -> float | None:
     from loradag.sweeps.job import run_job
 
     settings = HydraConfig.get()
@@ -36,12 +36,7 @@ def sweep(config: DictConfig) -> float | tuple[float, float] | None:
     job = run_job(
         plain(config), Path(settings.sweep.dir), settings.job.num, list(settings.overrides.task)
     )
-    if job.failure is not None or job.perplexity is None:
-        return None  # to a sweeper: failed
-    directions = settings.sweeper.get("direction")
-    if isinstance(directions, ListConfig) and len(directions) == 2 and job.bytes is not None:
-        return job.perplexity, float(job.bytes)
-    return job.perplexity
+    return job.perplexity if job.failure is None else None
 
 
 def _run_in_place(config: DictConfig, project: Path) -> None:

@@ -21,7 +21,7 @@ def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> TrainRepor
     from loradag.data.token_contract import read_contract, verify_tokenizer
     from loradag.models.tokenizer import load_tokenizer
     from loradag.tracking.live import live_callback
-    from loradag.training.curve import final_loss, loss_at, write_curves
+    from loradag.training.curve import curves_callback, final_loss, loss_at, write_curves
     from loradag.training.method import load_trainable
     from loradag.training.resume import checkpoint_folder, last_checkpoint, step_of, training_key
     from loradag.training.trainer import computed_dtype, make_trainer
@@ -36,7 +36,7 @@ def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> TrainRepor
         trainer = make_trainer(
             trainable.model, tokenizer, read_rows(paths.prepared / "train.parquet"),
             read_rows(paths.prepared / "eval.parquet"), train, seed, dtype, checkpoints,
-            [live_callback(paths, key)],
+            [live_callback(paths, key), curves_callback(paths)],
         )  # fmt: skip
         checkpoint = last_checkpoint(checkpoints)
         started = time.perf_counter()
@@ -72,6 +72,6 @@ def train(paths: Paths, adapter: Adapter, train: Train, seed: int) -> TrainRepor
 
 
 if __name__ == "__main__":
-    from loradag.export.feasibility import check_feasible
+    from loradag.export.feasibility import check_before_training
 
-    run_stage(train, check=check_feasible)
+    run_stage(train, check=check_before_training)

@@ -12,7 +12,7 @@ import pytest
 
 from loradag.config.problems import LoradagError
 from loradag.config.sections import Config
-from loradag.export.feasibility import check_feasible
+from loradag.export.feasibility import check_before_training, check_feasible
 from loradag.runtime import Paths, run_stage
 from stages.prepare import prepare
 from tests.architectures import FAMILIES, save_family
@@ -136,6 +136,20 @@ def test_what_llama_cpp_cannot_run_is_refused_before_training(
 ) -> None:
     with pytest.raises(LoradagError, match=rf"export\.formats.*{reason}"):
         run(tmp_path, family, **changes)
+
+
+def test_experts_are_refused_with_a_type_that_needs_their_importance(tmp_path: Path) -> None:
+    overrides = ["adapter=none", "quantize=none", "export.type=q4_k_m"]
+    with pytest.raises(LoradagError, match=r"export\.type: Mixtral.*importance"):
+        run(tmp_path, "Mixtral", *overrides)
+
+
+def test_rows_that_left_none_for_calibration_are_refused_before_training(tmp_path: Path) -> None:
+    config = smoke_config("export.type=q4_k_m", "prepare.calibration_fraction=1e-9")
+    paths = Paths(tmp_path)
+    run_stages(paths, config, "fetch", "prepare")
+    with pytest.raises(LoradagError, match=r"export\.type: there are no calibration rows"):
+        check_before_training(paths, config)
 
 
 def test_llama_cpps_other_attention_scale_is_caught_in_the_file_too(

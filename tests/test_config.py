@@ -79,6 +79,27 @@ def test_all_problems_come_at_once_with_key_value_rule_and_remedy() -> None:
             ["adapter.modules_to_save"],
         ),
         (["train=qat", "quantize=none", "export.formats=[adapter]"], ["export.formats"]),
+        (["adapter=dora", "export.formats=gguf_adapter"], ["adapter.variant"]),
+        (
+            ["adapter=loftq", "merge.base=dequantized", "export.formats=[gguf_adapter]"],
+            ["adapter.variant"],
+        ),
+        (
+            [
+                "adapter.bias=all",
+                "adapter.modules_to_save=[lm_head]",
+                "export.formats=gguf_adapter",
+            ],
+            ["adapter.bias", "adapter.modules_to_save"],
+        ),
+        (["adapter=none", "quantize=none", "export.formats=gguf_adapter"], ["export.formats"]),
+        (["train=qat", "quantize=none", "export.formats=gguf_adapter"], ["export.formats"]),
+        (["export.type=q4_k_m", "prepare.calibration_fraction=0"], ["export.type"]),
+        (
+            ["export.type=[f16,q6_k]", "train=bitnet", "quantize=none", "adapter=none"],
+            ["export.type"],
+        ),
+        (["export.push=only-a-name"], ["export.push"]),
         (["export.max_shard_size=5XB"], ["export.max_shard_size"]),
         (["export.max_shard_size=0GB"], ["export.max_shard_size"]),
         (["train=qat", "quantize=none", "train.group_size=null"], ["train.group_size"]),

@@ -12,6 +12,14 @@ from typing import Any
 from loradag.runtime import write_json
 from loradag.runtime.report_keys import Reports
 
+# What a search can optimize, as `JobRecord` names it, and which way is better.
+OBJECTIVES = {
+    "perplexity": "minimize",
+    "bytes": "minimize",
+    "adapter_bytes": "minimize",
+    "trainable_parameters": "minimize",
+    "tokens_per_second": "maximize",
+}
 SWEEP = "sweep.json"
 JOB = "job.json"
 
@@ -29,6 +37,7 @@ class SweepRecord:
     run_id: str  # the parent in MLflow
     threads: int | None  # for each job; None: as configured
     gpus: list[str]  # that the jobs divide among them; empty: each sees what the sweep sees
+    objectives: dict[str, str] = field(default_factory=dict)  # of a search, and their directions
 
     def write(self, folder: Path) -> None:
         write_json(folder / SWEEP, asdict(self))
@@ -45,7 +54,8 @@ class JobRecord:
     number: int
     overrides: list[str]  # all of them, as Hydra takes them
     swept: dict[str, str]  # of these, the keys that the sweep varies
-    failure: str | None = None  # None: it succeeded
+    failure: str | None = None  # None: it did not fail
+    pruned: str | None = None  # where and why a search ended its training
     run_id: str | None = None  # in MLflow
     ran_before: list[str] = field(default_factory=list)  # stages that an earlier try ran
     stages: list[dict[str, Any]] = field(default_factory=list)  # name, ran, seconds
@@ -53,6 +63,7 @@ class JobRecord:
     reports: Reports = field(default_factory=Reports)
     adapter_bytes: int = 0
     curve: list[tuple[int, float]] = field(default_factory=list)  # (step, loss)
+    held_out: list[tuple[int, float]] = field(default_factory=list)  # (step, held-out loss)
 
     def write(self, folder: Path) -> None:
         write_json(folder / JOB, asdict(self))
@@ -84,7 +95,9 @@ class JobRecord:
     def bytes(self) -> int | None:
         """Of what has to be stored to run the tuned model: the quantized base and the adapter."""
         quantize = self.reports.get("quantize")
-        return None if quantize is None else quantize["bytes"] + self.adapter_bytes
+        if quantize is None or "train" not in self.reports:
+            return None
+        return quantize["bytes"] + self.adapter_bytes
 
     @property
     def trainable_parameters(self) -> int | None:
@@ -115,8 +128,9 @@ def write_table(path: Path, jobs: Sequence[JobRecord], keys: Sequence[str]) -> N
     )  # fmt: skip
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["job", *keys, *numbers, "failure"])
+        writer.writerow(["job", *keys, *numbers, "failure", "pruned"])
         for job in jobs:
             swept = [job.swept.get(key, "") for key in keys]
             measured = [getattr(job, name) for name in numbers]
-            writer.writerow([job.number, *swept, *measured, job.failure or ""])
+            ends = [job.failure or "", job.pruned or ""]
+            writer.writerow([job.number, *swept, *measured, *ends])

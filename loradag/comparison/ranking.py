@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from loradag.comparison.job_records import JobRecord
@@ -70,7 +70,7 @@ def winner(jobs: Sequence[JobRecord]) -> JobRecord | None:
 
 
 def by_rank(jobs: Sequence[JobRecord]) -> list[JobRecord]:
-    """The jobs, best first, failures last."""
+    """The jobs, best first; then what was pruned; failures last."""
     return sorted(
         jobs, key=lambda job: (job.failure is not None, job.perplexity or math.inf, job.number)
     )
@@ -83,6 +83,29 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         if not front or loss < front[-1][1]:
             front.append((cost, loss))
     return front
+
+
+def pareto_front(jobs: Sequence[JobRecord], objectives: Mapping[str, str]) -> list[JobRecord]:
+    """The complete jobs that no other equals or beats in every objective, by number.
+
+    Args:
+        objectives: properties of a record, to "minimize" or to "maximize".
+    """
+    signs = [1.0 if way == "minimize" else -1.0 for way in objectives.values()]
+    losses: dict[int, list[float]] = {}
+    for job in jobs:
+        values = [getattr(job, name) for name in objectives]
+        if job.failure is None and None not in values:
+            losses[job.number] = [sign * v for sign, v in zip(signs, values, strict=True)]
+
+    def is_beaten(job: JobRecord) -> bool:
+        mine = losses[job.number]
+        return any(
+            other != mine and all(o <= m for o, m in zip(other, mine, strict=True))
+            for other in losses.values()
+        )
+
+    return [job for job in jobs if job.number in losses and not is_beaten(job)]
 
 
 def short(keys: Sequence[str]) -> list[str]:

@@ -21,6 +21,9 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 # A matrix (out, in) to its blocks, of the type that was asked for; None: not to be stored so.
 Encode = Callable[[Array], Array | None]
+# The converter's source of a matrix, GGML's name of it and its columns to the type that stores it
+# and what quantises its rows; None: the gguf package does.
+Choose = Callable[[str, str, int], tuple[str, Callable[[Array], Array] | None]]
 
 # What the converter has no output type for; the gguf package quantises blocks to them.
 BEYOND_CONVERTER = ("q5_1", "q5_0", "q4_1", "q4_0")
@@ -41,12 +44,20 @@ class ConversionError(Exception):
     """The converter's own reason why it cannot convert a model."""
 
 
-def convert(model: Path, path: Path, type: str, name: str, encode: Encode | None) -> None:
+def convert(
+    model: Path,
+    path: Path,
+    type: str,
+    name: str,
+    encode: Encode | None = None,
+    choose: Choose | None = None,
+) -> None:
     """Convert the folder `model` to the file `path`.
 
     Args:
-        type: GGML's type of the matrices.
+        type: GGML's type of the matrices, or a file type that mixes several.
         encode: stores the matrices that it gives blocks for as they are, and all others as f16.
+        choose: of a file type that mixes several, how each matrix is stored.
 
     Raises:
         ConversionError: the converter does not know the architecture or the tokenizer.
@@ -57,10 +68,12 @@ def convert(model: Path, path: Path, type: str, name: str, encode: Encode | None
     kind = "ALL_F32" if type == "f32" else f"MOSTLY_{type.upper()}"
     with torch.inference_mode(), tempfile.TemporaryDirectory() as scratch:
         converter = _open(model, path, gguf.LlamaFileType[kind], name, Path(scratch))
-        quantized = gguf.GGMLQuantizationType[type.upper()]
-        if encode:
-            _store_encoded(converter, quantized, encode)
+        if choose:
+            _store_mixed(converter, choose)
+        elif encode:
+            _store_encoded(converter, gguf.GGMLQuantizationType[type.upper()], encode)
         elif type in BEYOND_CONVERTER:
+            quantized = gguf.GGMLQuantizationType[type.upper()]
             _force(converter, lambda _: quantized)
         with _reasons(converter.hparams):
             converter.write()
@@ -72,11 +85,33 @@ def check_convertible(model: Path) -> None:
     Raises:
         ConversionError: the converter does not know the architecture or the tokenizer.
     """
+    _read(model, lambda converter: None)
+
+
+def list_matrices(model: Path) -> dict[str, str]:
+    """llama.cpp's name of each matrix, by the name of its layer in the folder `model`.
+
+    Raises:
+        ConversionError: the converter does not know the architecture or the tokenizer.
+    """
+    names: dict[str, str] = {}
+
+    def choose(layer: str, name: str, columns: int) -> tuple[str, None]:
+        names[layer] = name
+        return "f16", None
+
+    _read(model, lambda converter: _store_mixed(converter, choose))
+    return names
+
+
+def _read(model: Path, change: Callable[[Any], None]) -> None:
+    """Run the converter on `model`, changed by `change`, up to the writing."""
     import gguf
 
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "model.gguf"
         converter = _open(model, file, gguf.LlamaFileType.MOSTLY_F16, "model", Path(scratch))
+        change(converter)
         with _reasons(converter.hparams):
             converter.prepare_tensors()
             converter.prepare_metadata(vocab_only=False)
@@ -133,6 +168,58 @@ class _reasons:  # noqa: N801
             raise ConversionError(f"{self.architecture}: {cause}") from error
 
 
+def convert_adapter(
+    base: Path, path: Path, name: str, factors: dict[str, tuple[Any, Any]], fan_in_fan_out: bool
+) -> None:
+    """Convert an adapter of the folder `base` to the file `path`, in float32.
+
+    As llama.cpp's convert_lora_to_gguf.py, which no package has as a module. The converter changes
+    a weight (out, in) by reordering or splitting its rows alone, so B (out, r) goes through it as
+    the first columns of a matrix of the weight's shape.
+
+    Args:
+        factors: A (r, in) and B (out, r), the scale in it, by the name of their layer.
+        fan_in_fan_out: the weights are stored (in, out).
+
+    Raises:
+        ConversionError: the converter does not know the architecture, or changes more than rows.
+    """
+    import gguf
+    import torch
+
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as scratch:
+        converter = _open(base, path, gguf.LlamaFileType.ALL_F32, name, Path(scratch))
+        modify = converter.modify_tensors
+
+        def write_parameters() -> None:
+            converter.gguf_writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+            # 0: B is multiplied by no scale, whatever its rank.
+            converter.gguf_writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)
+
+        def read_weights() -> Iterator[tuple[str, Any]]:
+            for layer, (a, b) in sorted(factors.items()):
+                wide = torch.zeros(b.shape[0], max(a.shape[1], b.shape[1]))
+                wide[:, : b.shape[1]] = b
+                yield f"{layer}.weight", wide.T if fan_in_fan_out else wide
+
+        def modify_factors(data: Any, name: str, block: int | None) -> Iterator[tuple[str, Any]]:
+            a, b = factors[name.removesuffix(".weight")]
+            for new_name, rows in modify(data, name, block):
+                if rows.dim() != 2 or rows[:, b.shape[1] :].any():
+                    raise NotImplementedError(f"{name} is converted by more than its rows")
+                yield f"{new_name}.lora_a", a.contiguous()
+                yield f"{new_name}.lora_b", rows[:, : b.shape[1]].contiguous()
+
+        converter.set_vocab = lambda: None
+        converter.set_type = lambda: converter.gguf_writer.add_type(gguf.GGUFType.ADAPTER)
+        converter.set_gguf_parameters = write_parameters
+        converter.generate_extra_tensors = lambda: ()
+        converter.get_tensors = read_weights
+        converter.modify_tensors = modify_factors
+        with _reasons(converter.hparams):
+            converter.write()
+
+
 def _store_encoded(converter: Any, kind: Any, encode: Encode) -> None:
     """Let the converter store the matrices that `encode` gives blocks for as those."""
     from conversion.base import LazyTorchTensor
@@ -156,6 +243,42 @@ def _store_encoded(converter: Any, kind: Any, encode: Encode) -> None:
     converter.modify_tensors = modify_and_keep
     converter.gguf_writer.add_tensor = add_stored
     _force(converter, lambda name: kind if name in stored else GGMLQuantizationType.F16)
+
+
+def _store_mixed(converter: Any, choose: Choose) -> None:
+    """Let the converter store each matrix as `choose` decides, one of them in memory at a time."""
+    from gguf import GGMLQuantizationType, LazyNumpyTensor, quant_shape_to_byte_shape, quants
+
+    modify, add = converter.modify_tensors, converter.gguf_writer.add_tensor
+    sources: dict[str, str] = {}
+    matrices: set[str] = set()
+
+    def modify_and_note(data: Any, name: str, block: int | None) -> Iterator[tuple[str, Any]]:
+        for new_name, tensor in modify(data, name, block):
+            sources[new_name] = name.removesuffix(".weight")
+            yield new_name, tensor
+
+    def force(name: str) -> Any:
+        matrices.add(name)
+        return GGMLQuantizationType.F32
+
+    def add_quantized(name: str, data: Any, **options: Any) -> None:
+        if name in matrices:
+            type, quantize = choose(sources[name], name, data.shape[-1])
+            options["raw_dtype"] = kind = GGMLQuantizationType[type.upper()]
+            if quantize is None:
+                data = quants.quantize(data, kind)
+            elif isinstance(data, LazyNumpyTensor):
+                shape = quant_shape_to_byte_shape(data.shape, kind)
+                meta = LazyNumpyTensor.meta_with_dtype_and_shape(np.uint8, shape)
+                data = LazyNumpyTensor(meta=meta, args=(data,), func=quantize)
+            else:
+                data = quantize(data)
+        add(name, data, **options)
+
+    converter.modify_tensors = modify_and_note
+    converter.gguf_writer.add_tensor = add_quantized
+    _force(converter, force)
 
 
 def _force(converter: Any, choose: Callable[[str], Any]) -> None:

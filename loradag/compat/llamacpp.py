@@ -13,6 +13,7 @@ read back. Unnecessary once xllamacpp itself offers the logits of a whole prompt
 from __future__ import annotations
 
 import ctypes
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -112,10 +113,19 @@ def library() -> ctypes.CDLL:
         "llama_batch_free": (None, [Batch]),
         "llama_decode": (ctypes.c_int32, [pointer, Batch]),
         "llama_get_logits": (ctypes.POINTER(ctypes.c_float), [pointer]),
+        "llama_adapter_lora_init": (pointer, [pointer, ctypes.c_char_p]),
+        "llama_set_adapters_lora": (
+            ctypes.c_int32,
+            [pointer, ctypes.POINTER(pointer), ctypes.c_size_t, ctypes.POINTER(ctypes.c_float)],
+        ),
         "llama_free": (None, [pointer]),
         "llama_model_free": (None, [pointer]),
         "llama_log_set": (None, [pointer, pointer]),
         "ggml_backend_load_all": (None, []),
+        "ggml_row_size": (ctypes.c_size_t, [ctypes.c_int, ctypes.c_int64]),
+        "ggml_quantize_chunk": (
+            ctypes.c_size_t, [ctypes.c_int, pointer, pointer, *[ctypes.c_int64] * 3, pointer],
+        ),
     }  # fmt: skip
     missing = [name for name in signatures if not hasattr(found, name)]
     if missing:
@@ -157,6 +167,43 @@ def _reason() -> str:
     return _log[0] if _log else "it gives no reason"
 
 
+def quantize_rows(rows: Array, type: int, importance: Array | None, threads: int = 1) -> Array:
+    """The rows (out, in) of a float32 matrix as blocks of a GGML type: (out, bytes) in uint8.
+
+    llama.cpp's own quantiser, `ggml_quantize_chunk` of its ggml.h. The gguf package has none for
+    K-quants, nor for any type with an importance of the columns. Unnecessary once xllamacpp offers
+    `llama_model_quantize`.
+
+    Args:
+        type: the number of a `gguf.GGMLQuantizationType`.
+        importance: (in,), the weight of each column's squared error; None: all alike.
+
+    Raises:
+        LoradagError: a number is not finite; llama.cpp would write blocks that no runtime loads.
+    """
+    given = np.ascontiguousarray(rows, np.float32)
+    columns = given.shape[1]
+    weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
+    if not np.isfinite(given).all() or not (weights is None or np.isfinite(weights).all()):
+        raise LoradagError("a matrix, or the importance of its columns, has numbers not finite.")
+    if weights is not None and weights.shape != (columns,):
+        raise LoradagError(f"{weights.size} columns have an importance, the matrix {columns}.")
+    ggml = library()
+    blocks = np.empty((len(given), ggml.ggml_row_size(type, columns)), np.uint8)
+    pointer = None if weights is None else weights.ctypes.data
+
+    def quantize(part: Array) -> None:
+        ggml.ggml_quantize_chunk(
+            type, given[part[0]:].ctypes.data, blocks[part[0]:].ctypes.data, 0, len(part), columns,
+            pointer,
+        )  # fmt: skip
+
+    parts = [part for part in np.array_split(np.arange(len(given)), threads) if len(part)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(quantize, parts))
+    return blocks
+
+
 class Decoder:
     """A GGUF file in llama.cpp: logits of every token of a row.
 
@@ -164,11 +211,11 @@ class Decoder:
     what is compared is the file, not the rounding of a cache.
     """
 
-    def __init__(self, file: Path, longest: int, threads: int) -> None:
-        """Load `file` for rows of up to `longest` tokens.
+    def __init__(self, file: Path, longest: int, threads: int, adapter: Path | None = None) -> None:
+        """Load `file` for rows of up to `longest` tokens, with a LoRA file applied to it.
 
         Raises:
-            LoradagError: llama.cpp refuses the file, with its own reason.
+            LoradagError: llama.cpp refuses a file, with its own reason.
         """
         self.library = library()
         self.library.ggml_backend_load_all()
@@ -196,9 +243,18 @@ class Decoder:
                 "llama.cpp did not take the parameters that it was given. Install the version of "
                 "xllamacpp that constraints.txt names."
             )
+        if adapter:
+            self._apply(adapter)
         vocabulary = self.library.llama_model_get_vocab(self.model)
         self.vocabulary = int(self.library.llama_vocab_n_tokens(vocabulary))
         self.longest = longest
+
+    def _apply(self, adapter: Path) -> None:
+        """Add a LoRA file with factor 1; the model frees it."""
+        loaded = self.library.llama_adapter_lora_init(self.model, str(adapter).encode())
+        adapters, factors = (ctypes.c_void_p * 1)(loaded), (ctypes.c_float * 1)(1.0)
+        if not loaded or self.library.llama_set_adapters_lora(self.context, adapters, 1, factors):
+            raise LoradagError(f"llama.cpp refuses {adapter.name}: {_reason()}")
 
     def logits(self, ids: list[int]) -> Array:
         """(tokens, vocabulary) in float32, with an empty context.

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 
 def register_layers(config: Any, layers: dict[type, type]) -> None:
     """Let `config`, a `LoraConfig`, adapt a layer of each class by the class that `layers` names.
@@ -11,6 +13,19 @@ def register_layers(config: Any, layers: dict[type, type]) -> None:
     Unnecessary once peft publishes it.
     """
     config._register_custom_module(layers)
+
+
+def dequantized_weight(layer: torch.nn.Module) -> torch.Tensor:
+    """The weight (out, in) that a base layer computes with, in float32, whatever its scheme.
+
+    Why: a start from the quantisation's error needs it; each scheme stores its codes differently.
+    `peft.utils.integrations.dequantize_module_weight` has no documentation.
+    Unnecessary once peft's own start from that error runs on any device and is scaled.
+    """
+    from peft.utils.integrations import dequantize_module_weight
+
+    weight: torch.Tensor = dequantize_module_weight(layer).float()
+    return weight
 
 
 def pattern_value(patterns: dict[str, Any], module: str, default: Any) -> Any:

@@ -17,6 +17,17 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
 
 
+def activation_options(granularity: Any, mapping_type: Any) -> Any:
+    """What `Int8Tensor.from_hp` takes as `act_quant_kwargs`: how inputs are rounded to int8.
+
+    Why: the class of this argument is in no public module.
+    Unnecessary once `torchao.quantization` exports it, next to `Int8Tensor`.
+    """
+    from torchao.quantization.quantize_.workflows import QuantizeTensorToInt8Kwargs
+
+    return QuantizeTensorToInt8Kwargs(granularity=granularity, mapping_type=mapping_type)
+
+
 class _Quantizer(TorchAoHfQuantizer):
     @property
     def serialized_names(self) -> dict[str, list[str]]:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from loradag.config.export import is_mixed, listed
 from loradag.config.inputs import INPUT_KEYS, derive_inputs, own_inputs
 from loradag.config.model import Model
 from loradag.config.prepare import Prepare
@@ -35,16 +36,26 @@ def check_combinations(config: Config) -> Iterable[Problem]:
 
 
 def _export_rules(config: Config) -> Iterable[Problem]:
-    if "adapter" not in config.export.formats:
-        return
-    adapter, quantize = config.adapter, config.quantize
-    if adapter.variant == "none" or config.train.method == "qat":
-        yield Problem(
-            "export.formats", config.export.formats,
-            f"cannot contain adapter, for adapter.variant = {adapter.variant} with "
-            f"train.method = {config.train.method} makes a full model",
-            "Export safetensors or gguf.",
-        )  # fmt: skip
+    if is_mixed(config.export):
+        yield from _mixed_type_rules(config)
+    formats = listed(config.export.formats)
+    adapter, method = config.adapter, config.train.method
+    for name in ("adapter", "gguf_adapter"):
+        if name in formats and (adapter.variant == "none" or method == "qat"):
+            yield Problem(
+                "export.formats", config.export.formats,
+                f"cannot contain {name}, for adapter.variant = {adapter.variant} with "
+                f"train.method = {method} makes a full model",
+                "Export safetensors or gguf.",
+            )  # fmt: skip
+    if "adapter" in formats:
+        yield from _peft_adapter_rules(config)
+    if "gguf_adapter" in formats:
+        yield from _gguf_adapter_rules(config)
+
+
+def _peft_adapter_rules(config: Config) -> Iterable[Problem]:
+    quantize = config.quantize
     if quantize.scheme not in ("none", "nf4", "fp4", "int8"):
         yield Problem(
             "export.formats", config.export.formats,
@@ -58,6 +69,42 @@ def _export_rules(config: Config) -> Iterable[Problem]:
             "cannot contain adapter, for BitsAndBytesConfig quantises a base in blocks of 64, not "
             f"of quantize.block_size = {quantize.block_size}",
             "Set quantize.block_size=64, or export safetensors or gguf.",
+        )  # fmt: skip
+
+
+def _gguf_adapter_rules(config: Config) -> Iterable[Problem]:
+    """llama.cpp adds B·A to matrices of the full-precision base, and does nothing else."""
+    adapter = config.adapter
+    reasons = {
+        "dora": "scales each row of the sum",
+        "loftq": "has learned the error of its quantised base, which the base's GGUF does not have",
+    }
+    for key, value, reason in (
+        ("adapter.variant", adapter.variant, reasons.get(adapter.variant)),
+        ("adapter.bias", adapter.bias, "trains biases, too"),
+        ("adapter.modules_to_save", adapter.modules_to_save, "trains full matrices, too"),
+    ):
+        if reason and value not in (None, "none"):
+            yield Problem(
+                key, value,
+                f"{reason}, and llama.cpp's LoRA file has low-rank updates of the base alone",
+                "Export adapter or gguf instead of gguf_adapter, or take adapter=lora.",
+            )  # fmt: skip
+
+
+def _mixed_type_rules(config: Config) -> Iterable[Problem]:
+    if config.prepare.calibration_fraction == 0:
+        yield Problem(
+            "export.type", config.export.type,
+            "rounds by the importance of columns, which calibration rows measure, and "
+            "prepare.calibration_fraction = 0 leaves none",
+            "Raise prepare.calibration_fraction, or export another type such as q8_0.",
+        )  # fmt: skip
+    if config.train.method == "bitnet":
+        yield Problem(
+            "export.type", config.export.type,
+            "has no exact code for the three values that train.method = bitnet trains",
+            "Set export.type=tq2_0, or a float type.",
         )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 
 class LoradagError(Exception):
-    """What a user can mend: the message says what is wrong, where, and what to do."""
+    """What a user can fix: the message says what is wrong, where, and what to do."""
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,15 @@ def file_size() -> Any:
     return rule_field(Rule("must be a size in KB, MB, GB or TB", holds, "Use a size such as 5GB."))
 
 
+def repository() -> Any:
+    """A repository of a model hub."""
+
+    def holds(value: str) -> bool:
+        return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]{0,95}", value) is not None
+
+    return rule_field(Rule("must be a repository", holds, "Use a name such as org/name, or null."))
+
+
 def fraction() -> Any:
     text = "must be from 0 up to, not including, 1"
     return rule_field(Rule(text, lambda v: 0 <= v < 1, "Use a fraction such as 0.05."))

@@ -32,7 +32,7 @@ def load_config(path: Path) -> Config:
         raw = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except Exception as error:  # YAML and interpolation errors share no base class
         first_line = str(error).splitlines()[0]
-        remedy = "Mend the line, or compose the file anew with `python -m conf`."
+        remedy = "Correct the line, or compose the file anew with `python -m conf`."
         raise ConfigError([Problem(str(path), first_line, "is not valid YAML", remedy)]) from error
     return validate(raw)
 

@@ -25,7 +25,7 @@ def load_split(source: Source) -> Iterator[Any]:
             root = root.__cause__ or root.__context__  # type: ignore[assignment]
         raise LoradagError(
             f"prepare.id = {source.id!r}: {type(root).__name__}: {root}. Check id, config, "
-            f"revision and split. {OFFLINE}"
+            f"revision and split. Without the network, take {OFFLINE}."
         ) from error
     if not len(rows):
         raise LoradagError(f"prepare.id = {source.id!r}: the split {source.split} has no rows.")

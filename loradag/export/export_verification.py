@@ -11,15 +11,18 @@ import tempfile
 from pathlib import Path
 from typing import Any, cast
 
-from loradag.config.export import Export
+from loradag.config.export import MIXED_TYPES, Export
 from loradag.config.problems import LoradagError
 from loradag.data.rows import Row, read_rows
 from loradag.data.templates import encode_prompt
 from loradag.data.token_contract import Contract, read_contract, verify_tokenizer
 from loradag.evaluation.parity import Parity, Probe, greedy_match, parity, recorded
 from loradag.export.folders import base_quantization, base_scheme
+from loradag.export.gguf_adapter import write_gguf_base
+from loradag.export.gguf_format import count_types, float_type
+from loradag.export.importance import NOT_MEASURED, Importance
 from loradag.export.measurement import QUESTION, Inputs, Measurement
-from loradag.export.reference import GGUF, Expected, compute_reference
+from loradag.export.reference import GGUF, GGUF_ADAPTER, Expected, compute_reference
 from loradag.export.runtimes import measure_in_llamacpp, measure_in_transformers
 from loradag.models.device import device
 from loradag.models.pinning import weights_folder
@@ -34,12 +37,13 @@ LLAMACPP = "xllamacpp"
 
 
 def verify_exports(
-    paths: Paths, exported: dict[str, Path], export: Export
+    paths: Paths, exported: dict[str, Path], export: Export, importance: Importance
 ) -> dict[str, ExportedFormat]:
     """Compare every format with the model that it should be; the report's numbers by format.
 
     Args:
         exported: each format's name, and the file or folder that a runtime loads.
+        importance: of the columns that mixtures were rounded by.
 
     Raises:
         LoradagError: naming every format and how it differs.
@@ -48,7 +52,7 @@ def verify_exports(
     numbers: dict[str, ExportedFormat] = {}
     problems: list[str] = []
     with tempfile.TemporaryDirectory(dir=paths.state, prefix="export-") as scratch:
-        verification = Verification(paths, export, list(exported), Path(scratch))
+        verification = Verification(paths, export, list(exported), Path(scratch), importance)
         for name, path in exported.items():
             numbers[name], wrong = verification.verify(name, path)
             problems += [f"  - {name}: {problem}" for problem in wrong]
@@ -60,20 +64,30 @@ def verify_exports(
 class Verification:
     """What every format is measured on, and what it should compute."""
 
-    def __init__(self, paths: Paths, export: Export, formats: list[str], scratch: Path) -> None:
+    def __init__(
+        self,
+        paths: Paths,
+        export: Export,
+        formats: list[str],
+        scratch: Path,
+        importance: Importance = NOT_MEASURED,
+    ) -> None:
         """Compute the references of `formats`.
 
         Args:
             scratch: a folder for logits.
+            importance: of the columns that mixtures were rounded by.
         """
-        self.paths, self.scratch = paths, scratch
+        self.paths, self.scratch, self.importance = paths, scratch, importance
         self.contract = read_contract(paths.contract)
         self.tokenizer = load_tokenizer(paths.merged)
         verify_tokenizer(self.tokenizer, self.contract)
         rows = read_rows(paths.prepared / "eval.parquet")[: export.rows]
         self.inputs = _inputs(rows, self.contract, self.tokenizer, export)
         self.ids = [encode_prompt(text, self.tokenizer) for text in self.inputs.texts]
-        self.reference = compute_reference(paths, formats, self.inputs, scratch, export.tolerance)
+        self.reference = compute_reference(
+            paths, formats, self.inputs, scratch, export.tolerance, importance
+        )
 
     def verify(self, name: str, path: Path) -> tuple[ExportedFormat, list[str]]:
         """The report's numbers of the format `name`, and how it differs from what it should be."""
@@ -85,6 +99,12 @@ class Verification:
         numbers: dict[str, Any] = {"runtime": found.runtime, "dtype": self.reference.dtype}
         if name == "adapter":
             numbers["base"] = base_scheme(self.paths)
+        elif name == GGUF_ADAPTER:
+            numbers["base"] = float_type(weights_folder(self.paths.base))
+        elif name.startswith(GGUF):
+            numbers["types"] = count_types(path)
+            if name.removeprefix(GGUF) in MIXED_TYPES:
+                numbers["importance_tokens"] = self.importance.tokens
         sizes = [next(recorded(of)).shape[-1] for of in (merged.logits, found.logits)]
         if sizes[0] != sizes[1]:
             wrong.append(f"it has {sizes[1]} tokens, the model {sizes[0]}.")
@@ -112,6 +132,10 @@ class Verification:
 
     def _measure(self, name: str, path: Path) -> Measurement:
         scratch = Path(tempfile.mkdtemp(dir=self.scratch, prefix=f"{name}-"))
+        if name == GGUF_ADAPTER:
+            base = scratch / "base.gguf"
+            write_gguf_base(self.paths.base, base)
+            return measure_in_llamacpp(base, self.inputs, scratch, threads(), adapter=path)
         if name.startswith(GGUF):
             return measure_in_llamacpp(path, self.inputs, scratch, threads())
         adapter = name == "adapter"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from loradag.compat.gguf import ConversionError, check_convertible
+from loradag.config.adapter import Adapter
+from loradag.config.export import is_mixed, listed
 from loradag.config.problems import LoradagError
 from loradag.config.sections import Config
-from loradag.models.pinning import weights_folder
+from loradag.export.gguf_adapter import linked_base
+from loradag.export.push import check_push
+from loradag.quantization.calibration import read_rows
 from loradag.runtime.paths import Paths
 
 # Gemma's sizes whose attention scale llama.cpp takes from width and heads, by their layers.
@@ -22,17 +25,45 @@ def check_feasible(paths: Paths, config: Config) -> None:
 
     Raises:
         LoradagError: the model has experts that no adapter or quantisation reaches, or llama.cpp
-            cannot run it.
+            cannot run it, or a push has no token.
     """
+    check_push(config.export)
     described = json.loads((paths.base / "config.json").read_text(encoding="utf-8"))
     if config.adapter.variant != "none" or config.quantize.scheme != "none":
         _check_experts(paths.base)
-    if "gguf" in config.export.formats:
+    formats = listed(config.export.formats)
+    if "gguf_adapter" in formats:
+        _check_adapted_layers(paths.base, config.adapter)
+    if {"gguf", "gguf_adapter"} & set(formats):
         _check_llamacpp(described)
         _check_converter(paths.base)
+    if is_mixed(config.export) and (experts := _find_experts(paths.base)):
+        raise LoradagError(
+            f"export.type: {experts}, the importance of whose columns is not measured. Take "
+            "export.type=f16 or export=safetensors."
+        )
+
+
+def check_before_training(paths: Paths, config: Config) -> None:
+    """`check_feasible`, and what is known only once the rows are prepared.
+
+    Raises:
+        LoradagError: as there, or there are no calibration rows to round an export by.
+    """
+    check_feasible(paths, config)
+    if is_mixed(config.export):
+        read_rows(paths.prepared / "calibration.parquet", 1, "export.type")
 
 
 def _check_experts(base: Path) -> None:
+    if experts := _find_experts(base):
+        raise LoradagError(
+            f"model: {experts}, which neither an adapter's linear layers nor quantize reaches. Set "
+            "adapter=none quantize=none to train every weight, or take a model without experts."
+        )
+
+
+def _find_experts(base: Path) -> str | None:
     """Experts are one tensor of three dimensions in transformers 5, and no linear layers."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -41,16 +72,11 @@ def _check_experts(base: Path) -> None:
         model = AutoModelForCausalLM.from_config(
             AutoConfig.from_pretrained(base, local_files_only=True)
         )
-    experts = [
-        name for name, parameter in model.named_parameters()
-        if parameter.dim() == 3 and "expert" in name
-    ]  # fmt: skip
-    if experts:
-        raise LoradagError(
-            f"model: {type(model).__name__} has experts as tensors of three dimensions "
-            f"({experts[0]}), which neither an adapter's linear layers nor quantize reaches. Set "
-            "adapter=none quantize=none to train every weight, or take a model without experts."
-        )
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 3 and "expert" in name:
+            kind = type(model).__name__
+            return f"{kind} has experts as tensors of three dimensions ({name})"
+    return None
 
 
 def _check_llamacpp(described: dict[str, Any]) -> None:
@@ -75,16 +101,36 @@ def _check_llamacpp(described: dict[str, Any]) -> None:
 
 def _check_converter(base: Path) -> None:
     """Let the converter read the weights' names with the tokenizer of `base`."""
-    with tempfile.TemporaryDirectory() as scratch:
-        for folder in (base, weights_folder(base)):
-            for file in sorted(folder.iterdir()):
-                link = Path(scratch) / file.name
-                if not link.exists():  # the base's tokenizer comes before that of its weights
-                    link.symlink_to(file.resolve())
+    with linked_base(base) as folder:
         try:
-            check_convertible(Path(scratch))
+            check_convertible(folder)
         except ConversionError as error:
             raise _refused(f"its converter fails: {error}") from error
+
+
+def _check_adapted_layers(base: Path, adapter: Adapter) -> None:
+    """llama.cpp's LoRA file is for the matrices in the blocks."""
+    import torch
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from loradag.training.lora import lora_config
+
+    if adapter.target_modules == "all-linear":  # without the output matrix
+        return
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(base, local_files_only=True)
+        )
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    config = lora_config(adapter)
+    for name, module in model.named_modules():
+        if module in ends and check_target_module_exists(config, name):
+            raise LoradagError(
+                f"adapter.target_modules: names {name}, and export.formats = gguf_adapter has "
+                "adapters of the matrices in the blocks alone. Leave it out, or export gguf or "
+                "adapter."
+            )
 
 
 def _refused(reason: str) -> LoradagError:

@@ -7,22 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from loradag.checkpoints.model_files import PIN
-from loradag.config.export import Export
+from loradag.config.export import Export, listed
 from loradag.data.templates import render_prompt
 from loradag.data.token_contract import read_contract
 from loradag.export.card import Origin, write_card
 from loradag.export.folders import base_quantization, write_adapter, write_safetensors
+from loradag.export.gguf_adapter import write_gguf_adapter
 from loradag.export.gguf_format import write_gguf
+from loradag.export.importance import Importance
 from loradag.export.modelfile import write_modelfile
-from loradag.export.reference import GGUF
+from loradag.export.reference import GGUF, GGUF_ADAPTER
 from loradag.models.pinning import sha256
 from loradag.models.tokenizer import load_tokenizer
 from loradag.runtime import Paths
 from loradag.runtime.report_keys import ExportedFile
-
-
-def listed(options: str | list[str]) -> list[str]:
-    return [options] if isinstance(options, str) else list(dict.fromkeys(options))
 
 
 def read_pin(base: Path) -> dict[str, Any]:
@@ -31,11 +29,14 @@ def read_pin(base: Path) -> dict[str, Any]:
 
 
 def write_formats(
-    paths: Paths, folder: Path, export: Export, origin: Origin
+    paths: Paths, folder: Path, export: Export, origin: Origin, importance: Importance
 ) -> tuple[dict[str, Path], dict[str, dict[str, str]]]:
     """Fill `folder`, a folder a format; return what runtimes load, and what fell back, by format.
 
     GGUF has a format a type.
+
+    Args:
+        importance: of the columns of the merged model's layers.
     """
     exported: dict[str, Path] = {}
     fallbacks: dict[str, dict[str, str]] = {}
@@ -47,11 +48,17 @@ def write_formats(
         elif kind == "adapter":
             write_adapter(paths.adapter, paths.merged, place, origin.base)
             exported[kind] = place
+        elif kind == GGUF_ADAPTER:
+            place.mkdir(parents=True)
+            exported[kind] = place / f"{origin.name}-adapter.gguf"
+            write_gguf_adapter(paths, exported[kind], origin.name)
         else:
             place.mkdir(parents=True)
             files = {type: place / f"{origin.name}-{type}.gguf" for type in listed(export.type)}
             for type, file in files.items():
-                fallbacks[GGUF + type] = write_gguf(paths.merged, file, type, origin.name)
+                fallbacks[GGUF + type] = write_gguf(
+                    paths.merged, file, type, origin.name, importance
+                )
                 exported[GGUF + type] = file
             write_modelfile(
                 place / "Modelfile",
@@ -74,11 +81,16 @@ def describe(
             folder / kind / "README.md",
             kind,
             origin,
-            {name: found for name, found in numbers.items() if name.startswith(kind)},
+            {name: found for name, found in numbers.items() if _kind(name) == kind},
             file=next(iter(files), ""),
             prompt=prompt,
             quantization=base_quantization(paths),
         )
+
+
+def _kind(name: str) -> str:
+    """The kind of a format: that of each of GGUF's types is gguf."""
+    return "gguf" if name.startswith(GGUF) and name != GGUF_ADAPTER else name
 
 
 def list_files(folder: Path) -> list[ExportedFile]:

@@ -81,7 +81,9 @@ def read_turns(tokenizer: Any) -> Turns | None:
     dialogues = [["user"], ["user", "assistant", "user", "assistant", "user"]]
     with_system = _render(tokenizer, ["system", "user"], opened=False)
     second = f"{user[0]}user-1{user[1]}"
-    if with_system and with_system.endswith(second) and with_system.count("system-0") == 1:
+    if with_system and "system-0" in with_system:
+        if not with_system.endswith(second) or with_system.count("system-0") > 1:
+            return None  # it is part of another turn; without it Ollama would drop the text
         before, after = with_system.removesuffix(second).split("system-0")
         around = {"system": (before, after)} | around
         dialogues.append(["system", "user", "assistant", "user"])

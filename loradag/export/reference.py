@@ -14,18 +14,24 @@ from typing import Any
 from loradag.evaluation.parity import Probe, comparison_dtype, dtype_name, parity, recorded
 from loradag.export.gguf_format import (
     FLOAT_TYPES,
+    Stored,
+    float_type,
     is_exact,
+    read_storage,
     round_weights,
     rounded_activations,
 )
+from loradag.export.importance import Importance
 from loradag.export.measurement import Inputs, Measurement
 from loradag.export.plain_transformers import answer, write_logits
-from loradag.models.loading import is_quantized, load_model, load_quantized, load_tuned
+from loradag.models.loading import is_quantized, load_base, load_model, load_quantized, load_tuned
+from loradag.models.pinning import weights_folder
 from loradag.models.tokenizer import load_tokenizer
 from loradag.quantization.lattice import read_lattice
 from loradag.runtime import Paths
 
 GGUF = "gguf_"
+GGUF_ADAPTER = "gguf_adapter"  # no type of GGUF
 FLOAT_TOLERANCE = 1e-3  # relative, of perplexity and of a token's NLL: no weight is rounded
 # A distribution may differ by this many times what the rounding of activations makes of it: another
 # order of sums rounds other activations.
@@ -62,12 +68,18 @@ class Reference:
 
 
 def compute_reference(
-    paths: Paths, formats: list[str], inputs: Inputs, scratch: Path, tolerance: float
+    paths: Paths,
+    formats: list[str],
+    inputs: Inputs,
+    scratch: Path,
+    tolerance: float,
+    importance: Importance,
 ) -> Reference:
     """Load the merged model as few times as its formats allow, and the trained one for an adapter.
 
     Args:
         tolerance: relative change of perplexity that is allowed where weights are quantised.
+        importance: of the columns that mixtures are rounded by.
     """
     dtype = comparison_dtype(paths.merged)
     model = load_model(paths.merged, dtype)
@@ -83,22 +95,31 @@ def compute_reference(
     # Types that store the weights as they are come first: they need no other model.
     for name in sorted(formats, key=lambda name: not is_exact(paths.merged, _type(name))):
         type = _type(name)
-        if name == "adapter":
+        if name in ("adapter", GGUF_ADAPTER):
             continue
         if not name.startswith(GGUF):
             expected[name] = Expected([plain], SUMS, SUMS, tolerance)
             continue
-        logits = plain
+        logits, stored = plain, read_storage(paths.merged, type, importance)
         if not is_exact(paths.merged, type):
             if is_rounded:
                 del model  # before the next is loaded
                 model = load_model(paths.merged, dtype)
                 _stop_rounding(model)
-            round_weights(model, type, lattice)
+            round_weights(model, type, lattice, stored)
             is_rounded = True
             logits = scratch / f"{name}-expected"
             write_logits(model, inputs.rows, logits)
-        expected[name] = _with_limits(model, type, inputs, logits, tolerance, scratch)
+        limits = (tolerance, scratch / f"{name}-rounded", stored)
+        expected[name] = _with_limits(model, type, inputs, logits, *limits)
+    if GGUF_ADAPTER in formats:
+        del model
+        logits = scratch / f"{GGUF_ADAPTER}-expected"
+        model = load_tuned(paths, load_base(paths, dtype))
+        write_logits(model, inputs.rows, logits)
+        type = float_type(weights_folder(paths.base))
+        limits = (tolerance, scratch / f"{GGUF_ADAPTER}-rounded", None)
+        expected[GGUF_ADAPTER] = _with_limits(model, type, inputs, logits, *limits)
     if "adapter" in formats:
         del model
         logits = scratch / "adapter-expected"
@@ -107,7 +128,8 @@ def compute_reference(
         expected["adapter"] = Expected([logits], SUMS, SUMS, tolerance)
         if is_quantized(paths):
             # bitsandbytes multiplies in bfloat16 on some CPUs, whatever dtype it is given.
-            expected["adapter"] = _with_limits(model, "bf16", inputs, logits, tolerance, scratch)
+            limits = (tolerance, scratch / "adapter-rounded", None)
+            expected["adapter"] = _with_limits(model, "bf16", inputs, logits, *limits)
     return Reference(merged, expected, computed, rounds_activations)
 
 
@@ -116,11 +138,20 @@ def _type(name: str) -> str:
 
 
 def _with_limits(
-    model: Any, type: str, inputs: Inputs, logits: Path, tolerance: float, scratch: Path
+    model: Any,
+    type: str,
+    inputs: Inputs,
+    logits: Path,
+    tolerance: float,
+    at_rounded: Path,
+    stored: Stored | None,
 ) -> Expected:
-    """`logits` of `model`, and what rounding of activations explains of a difference to them."""
-    at_rounded = scratch / f"{type}-rounded"
-    with rounded_activations(model, type):
+    """`logits` of `model`, and what rounding of activations explains of a difference to them.
+
+    Args:
+        at_rounded: where the logits with rounded activations go.
+    """
+    with rounded_activations(model, type, stored):
         write_logits(model, inputs.rows, at_rounded)
     probe = Probe(inputs.rows, [], [], 0)
     moved = parity(probe, recorded(logits), recorded(at_rounded), [], [])
@@ -138,10 +169,9 @@ def _stop_rounding(model: Any) -> bool:
 
     Rounding of activations is noted in `quantization.json`, which only this project reads.
     """
-    from torchao.quantization.qat.linear import FakeQuantizedLinear, disable_linear_fake_quant
+    from torchao.quantization.qat import FakeQuantizedLinear
 
-    model.apply(disable_linear_fake_quant)
-    return any(
-        isinstance(module, FakeQuantizedLinear) and module.activation_fake_quantizer is not None
-        for module in model.modules()
-    )
+    rounding = {n: m for n, m in model.named_modules() if isinstance(m, FakeQuantizedLinear)}
+    for name, layer in rounding.items():
+        model.set_submodule(name, layer.to_linear())
+    return any(layer.activation_fake_quantizer is not None for layer in rounding.values())

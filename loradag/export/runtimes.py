@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -16,6 +17,7 @@ from typing import Any
 from loradag.config.problems import LoradagError
 from loradag.export import plain_transformers
 from loradag.export.measurement import Inputs, Measurement
+from loradag.runtime.paths import Paths
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
@@ -66,17 +68,27 @@ def measure_in_transformers(
     return Measurement(runtime=_version(runtime), logits=scratch / "logits", **computed)
 
 
-def measure_in_llamacpp(file: Path, inputs: Inputs, scratch: Path, threads: int) -> Measurement:
+def measure_in_llamacpp(
+    file: Path, inputs: Inputs, scratch: Path, threads: int, adapter: Path | None = None
+) -> Measurement:
     """Measure a GGUF file in a fresh process, in llama.cpp alone.
+
+    Args:
+        adapter: a LoRA file that is applied to `file`.
 
     Raises:
         LoradagError: llama.cpp refuses the file, with its own reason, or dies on it.
     """
-    return in_fresh_process(_in_llamacpp, file, inputs, scratch / "logits", threads)
+    return in_fresh_process(
+        _in_llamacpp, adapter or file, file, inputs, scratch / "logits", threads, adapter
+    )
 
 
 def in_fresh_process(run: Callable[..., Measurement], file: Path, *given: Any) -> Measurement:
-    """`run(file, *given)` in a new interpreter.
+    """`run(*given)` in a new interpreter.
+
+    Args:
+        file: that it loads, for messages.
 
     Raises:
         LoradagError: the runtime refuses the file or dies on it.
@@ -88,7 +100,7 @@ def in_fresh_process(run: Callable[..., Measurement], file: Path, *given: Any) -
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(run, file, *given).result()
+            return pool.submit(run, *given).result()
         except BrokenProcessPool as error:
             raise LoradagError(f"llama.cpp died on {file.name}.") from error
         except (OSError, RuntimeError, ValueError, KeyError) as error:
@@ -96,17 +108,19 @@ def in_fresh_process(run: Callable[..., Measurement], file: Path, *given: Any) -
             raise LoradagError(f"llama.cpp refuses {file.name}: {message}") from error
 
 
-def _in_llamacpp(file: Path, inputs: Inputs, logits: Path, threads: int) -> Measurement:
+def _in_llamacpp(
+    file: Path, inputs: Inputs, logits: Path, threads: int, adapter: Path | None
+) -> Measurement:
     """Logits through llama.cpp's library; ids, chat template and greedy text from its server."""
     from safetensors.numpy import save_file
 
     from loradag.compat.llamacpp import Decoder
 
     logits.mkdir(parents=True)
-    with Decoder(file, max(map(len, inputs.rows)), threads) as decoder:
+    with Decoder(file, max(map(len, inputs.rows)), threads, adapter) as decoder:
         for at, ids in enumerate(inputs.rows):
             save_file({"logits": decoder.logits(ids)}, logits / f"{at}.safetensors")
-    ask = _serve(file, inputs, threads)
+    ask = _serve(file, inputs, threads, adapter)
 
     def tokenize(text: str) -> list[int]:
         answer = ask("/tokenize", content=text, add_special=True, parse_special=True)
@@ -134,20 +148,10 @@ def _in_llamacpp(file: Path, inputs: Inputs, logits: Path, threads: int) -> Meas
     )
 
 
-def _serve(file: Path, inputs: Inputs, threads: int) -> Callable[..., Any]:
+def _serve(file: Path, inputs: Inputs, threads: int, adapter: Path | None) -> Callable[..., Any]:
     """Start llama.cpp's server on the loopback interface; return how to ask it."""
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path = str(file)
-    params.port = 0
-    params.n_parallel = 1
-    params.n_ctx = 8 + inputs.max_new_tokens + max(map(len, inputs.prompts))
-    params.cpuparams.n_threads = threads
-    params.cpuparams_batch.n_threads = threads
-    params.warmup = False
-    params.verbosity = -1
-    server = xllamacpp.Server(params)
+    context = 8 + inputs.max_new_tokens + max(map(len, inputs.prompts))
+    server = start_server(file, context, threads, adapter=adapter)
 
     def ask(path: str, **body: Any) -> Any:
         request = urllib.request.Request(
@@ -159,6 +163,57 @@ def _serve(file: Path, inputs: Inputs, threads: int) -> Callable[..., Any]:
             return json.load(answer)
 
     return ask
+
+
+def start_server(
+    file: Path, context: int, threads: int, *, port: int = 0, adapter: Path | None = None
+) -> Any:
+    """llama.cpp's server of a GGUF file on the loopback interface, for one request at a time.
+
+    Args:
+        context: tokens of a request with its answer.
+        port: 0: any that is free.
+        adapter: a LoRA file that is applied to `file`.
+
+    Raises:
+        LoradagError: there is no such file, or the port is taken.
+    """
+    import xllamacpp
+
+    if not file.is_file():
+        raise LoradagError(f"{file}: no such file. Name a GGUF file.")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise LoradagError(f"port = {port}: {error}. Choose another.") from error
+    params = xllamacpp.CommonParams()
+    params.model.path = str(file)
+    if adapter:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
+    params.port = port
+    params.n_parallel = 1
+    params.n_ctx = context
+    params.cpuparams.n_threads = threads
+    params.cpuparams_batch.n_threads = threads
+    params.warmup = False
+    params.verbosity = -1
+    return xllamacpp.Server(params)
+
+
+def first_exported(paths: Paths) -> Path:
+    """The GGUF file of the first type that was exported.
+
+    Raises:
+        LoradagError: none was.
+    """
+    folder = paths.export / "gguf"
+    modelfile = folder / "Modelfile"
+    if not modelfile.is_file():
+        raise LoradagError(f"{folder}: no GGUF was exported. Run `dvc repro`, or name a file.")
+    first = modelfile.read_text(encoding="utf-8").splitlines()[0]
+    return folder / first.removeprefix("FROM ./")
 
 
 def _version(package: str) -> str:

@@ -17,6 +17,7 @@ from loradag.checkpoints.safetensors_reader import weight_files
 from loradag.config.model import Model
 from loradag.config.problems import LoradagError
 from loradag.models.pinning import HUB_FILES, sha256
+from loradag.runtime.hub_errors import explain_hub_errors
 
 
 def fetch_base(model: Model, folder: Path) -> dict[str, Any]:
@@ -106,49 +107,18 @@ def read_gguf_tokenizer(file: Path) -> Any:
 def _from_hub(model: Model, folder: Path) -> dict[str, Any]:
     """Weights stay in the hub's own cache; the folder pins them to a commit."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
-    repo, where = str(model.id), f"model.id = {model.id!r}"
-    try:
+    repo, advice = str(model.id), "model=smollm2_135m, which needs none, or model=local"
+    with explain_hub_errors("model", repo, model.revision, advice):
         info = HfApi().model_info(repo, revision=model.revision, files_metadata=True)
         snapshot = Path(snapshot_download(repo, revision=info.sha, **HUB_FILES))
-    except GatedRepoError as error:
-        raise LoradagError(
-            f"{where}: gated. Accept its licence on its hub page and set HF_TOKEN to a token of "
-            "that account."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise LoradagError(
-            f"model.revision = {model.revision!r}: not a branch, tag or commit of {repo}."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise LoradagError(
-            f"{where}: not on the hub, or private. Mind the spelling; for a private model set "
-            "HF_TOKEN."
-        ) from error
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        cause = "HF_TOKEN is not accepted" if status == 401 else f"the hub answered {status}"
-        raise LoradagError(f"{where}: {cause}. Check HF_TOKEN, or try again later.") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise LoradagError(
-            f"{where}: the hub cannot be reached ({type(error).__name__}). Check the network, or "
-            "take model=smollm2_135m, which needs none, or model=local."
-        ) from error
     copy_all_but_weights(snapshot, folder)
     weights = {
         file.rfilename: {"bytes": file.size, "sha256": file.lfs.sha256}
         for file in info.siblings or []
         if file.rfilename in weight_files(snapshot) and file.lfs
     }
-    return {"revision": info.sha, "weights": _need_weights(weights, where)}
+    return {"revision": info.sha, "weights": _need_weights(weights, f"model.id = {repo!r}")}
 
 
 def _from_folder(model: Model, folder: Path) -> dict[str, Any]:

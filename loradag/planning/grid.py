@@ -109,6 +109,16 @@ def is_grid(master: DictConfig) -> bool:
     return str(master.hydra.sweeper._target_).endswith(".BasicSweeper")
 
 
+def is_search(master: DictConfig) -> bool:
+    """Whether Optuna chooses the jobs."""
+    return str(master.hydra.sweeper._target_).endswith(".loradag_optuna.OptunaSweeper")
+
+
+def is_grid_search(master: DictConfig) -> bool:
+    """Whether Optuna asks for every point of a grid."""
+    return is_search(master) and master.hydra.sweeper.sampler.get("name") == "grid"
+
+
 def sweep_overrides(master: DictConfig) -> list[str]:
     """What is swept and fixed: of the sweeper's `params`, then of the command line."""
     params = master.hydra.sweeper.get("params") or {}
@@ -121,7 +131,7 @@ def swept_keys(master: DictConfig) -> list[str]:
     return list(dict.fromkeys(o.get_key_element() for o in parsed if o.is_sweep_override()))
 
 
-def _choices(parsed: Sequence[Override]) -> dict[str, list[str]]:
+def choices(parsed: Sequence[Override]) -> dict[str, list[str]]:
     """The overrides that each key takes in turn, in Hydra's order of jobs: the last key fastest."""
     choices: dict[str, list[str]] = {}
     for override in parsed:
@@ -133,22 +143,28 @@ def _choices(parsed: Sequence[Override]) -> dict[str, list[str]]:
         else:
             raise LoradagError(
                 f"{override.input_line}: an interval has no points to try one by one. Use "
-                "choice(...) or range(...), or a sweeper that searches (hydra/sweeper=optuna)."
+                "choice(...) or range(...), or a sampler that searches: hydra/sweeper=optuna "
+                "hydra/sweeper/sampler=tpe."
             )
     return choices
 
 
 def expand(composer: Composer, master: DictConfig) -> list[Job]:
-    """Every job of a grid, composed and checked.
+    """Every job of a grid, composed and checked as by `compose_all`."""
+    parser = OverridesParser.create(config_loader=composer.loader)
+    parsed = parser.parse_overrides(sweep_overrides(master))
+    return compose_all(composer, list(itertools.product(*choices(parsed).values())))
+
+
+def compose_all(composer: Composer, points: Sequence[tuple[str, ...]]) -> list[Job]:
+    """The jobs of `points`, each the overrides of one, composed and checked.
 
     Raises:
         LoradagError: jobs that cannot even be composed (unknown key, option or type), all of them.
     """
-    parser = OverridesParser.create(config_loader=composer.loader)
-    parsed = parser.parse_overrides(sweep_overrides(master))
     jobs: list[Job] = []
     refused: list[str] = []
-    for overrides in itertools.product(*_choices(parsed).values()):
+    for overrides in points:
         try:
             jobs.append(composer.job(overrides))
         except HydraException as error:

@@ -12,7 +12,14 @@ from hydra.errors import HydraException
 from loradag.comparison.ranking import short
 from loradag.compat.dvc import cache_folder
 from loradag.config.problems import ConfigError, LoradagError
-from loradag.planning.grid import composer, expand, is_grid, sweep_overrides, swept_keys
+from loradag.planning.grid import (
+    composer,
+    expand,
+    is_grid,
+    is_grid_search,
+    sweep_overrides,
+    swept_keys,
+)
 from loradag.planning.memory import longest_drawn, merge_bytes, train_bytes
 from loradag.planning.parameters import model_shape, total_parameters, trainable_parameters
 from loradag.planning.pipeline import Pipeline, Planned, StageStatus
@@ -51,7 +58,7 @@ def overview(overrides: list[str], several: bool, project: Path) -> Overview:
             if several:
                 master = compose.master(overrides)
                 keys = swept_keys(master)
-                if is_grid(master):
+                if is_grid(master) or is_grid_search(master):
                     jobs = expand(compose, master)
                 else:
                     trials = int(master.hydra.sweeper.get("n_trials", 0))

@@ -32,8 +32,7 @@ def choose_absmax_qparams(
         bits: of a code.
     """
     import torch
-    from torchao.quantization import MappingType
-    from torchao.quantization.quant_primitives import choose_qparams_affine
+    from torchao.quantization import MappingType, choose_qparams_affine
 
     largest = largest_code(bits)
     scales, zero_points = choose_qparams_affine(

@@ -41,8 +41,7 @@ def choose_scales(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scales and zero points, float32 and int8, of shape (out / block[0], in / block[1])."""
     import torch
-    from torchao.quantization import MappingType
-    from torchao.quantization.quant_primitives import choose_qparams_affine
+    from torchao.quantization import MappingType, choose_qparams_affine
 
     if quantize.scheme != "asymmetric" and quantize.symmetric_range != "minmax":
         return choose_absmax_qparams(weight, block, bits(quantize))
@@ -83,7 +82,8 @@ def quantize_for_integers(
 ) -> Any:
     """The torchao tensor of a weight (out, in) that multiplies int8 activations."""
     from torchao.quantization import Int8Tensor, MappingType, PerRow, PerTensor
-    from torchao.quantization.quantize_.workflows import QuantizeTensorToInt8Kwargs
+
+    from loradag.compat.torchao import activation_options
 
     static = {}
     if activations is not None:
@@ -96,9 +96,9 @@ def quantize_for_integers(
         weight,
         PerTensor() if quantize.granularity == "tensor" else PerRow(),
         scale=scales,
-        act_quant_kwargs=QuantizeTensorToInt8Kwargs(
-            granularity=PerRow() if activations is None else PerTensor(),
-            mapping_type=MappingType.ASYMMETRIC if asymmetric else MappingType.SYMMETRIC,
+        act_quant_kwargs=activation_options(
+            PerRow() if activations is None else PerTensor(),
+            MappingType.ASYMMETRIC if asymmetric else MappingType.SYMMETRIC,
         ),
         **static,
     )

@@ -80,8 +80,7 @@ class Observer:
 def choose_qparams(low: torch.Tensor, high: torch.Tensor, quantize: Quantize) -> Activations:
     """The parameters for inputs within [low, high]: symmetric, or asymmetric with a zero point."""
     import torch
-    from torchao.quantization import MappingType
-    from torchao.quantization.quant_primitives import choose_qparams_affine_with_min_max
+    from torchao.quantization import MappingType, choose_qparams_affine_with_min_max
 
     def choose(kind: MappingType, lowest: int) -> tuple[torch.Tensor, torch.Tensor]:
         scales, zero_points = choose_qparams_affine_with_min_max(
@@ -117,8 +116,11 @@ def calibrate(
     return {layer: choose_qparams(*ranges[layer], quantize) for layer in layers}
 
 
-def read_rows(path: Path, most: int) -> list[list[int]]:
+def read_rows(path: Path, most: int, needed_by: str) -> list[list[int]]:
     """Token ids of at most `most` of the rows that prepare set aside.
+
+    Args:
+        needed_by: the option that needs them, for the message.
 
     Raises:
         LoradagError: there are none.
@@ -128,8 +130,8 @@ def read_rows(path: Path, most: int) -> list[list[int]]:
     rows: list[list[int]] = pq.read_table(path, columns=["input_ids"])["input_ids"].to_pylist()
     if not rows:
         raise LoradagError(
-            "quantize.scheme = static_w8a8: there are no calibration rows. Raise "
-            "prepare.calibration_fraction, or set quantize=dynamic_w8a8, which needs none."
+            f"{needed_by}: there are no calibration rows. Raise prepare.calibration_fraction or "
+            f"the number of rows, or choose another {needed_by.split()[0]}, which needs none."
         )
     return rows[:most]
 

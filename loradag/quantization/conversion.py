@@ -108,7 +108,8 @@ def linear_layers(config: Any, skip_modules: list[str]) -> tuple[set[str], list[
     Those are all linear layers but the output layer, what is tied to it, and `skip_modules`.
 
     Raises:
-        LoradagError: `skip_modules` has a name that no linear layer has, or leaves no layer.
+        LoradagError: `skip_modules` has a name that no linear layer has, or leaves no layer; or the
+            model has none (GPT-2).
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -125,6 +126,12 @@ def linear_layers(config: Any, skip_modules: list[str]) -> tuple[set[str], list[
                 f"quantize.skip_modules: no linear layer is called {skip!r}. They end in "
                 f"{', '.join(endings)}."
             )
+    if not any(is_quantizable(name, skipped_modules(model, [])) for name in names):
+        raise LoradagError(
+            f"quantize.scheme: the layers of {type(model).__name__} are "
+            f"{', '.join(_classes_with_matrices(model))}, not Linear, which alone the schemes "
+            "quantise. Take quantize=none."
+        )
     skipped = skipped_modules(model, skip_modules)
     linear = {name for name in names if is_quantizable(name, skipped)}
     if not linear:
@@ -133,6 +140,16 @@ def linear_layers(config: Any, skip_modules: list[str]) -> tuple[set[str], list[
             "fewer modules, or take quantize=none."
         )
     return linear, skipped
+
+
+def _classes_with_matrices(model: Any) -> list[str]:
+    """Of what multiplies by a matrix, if not of embeddings and the output layer."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    kinds = {
+        type(module).__name__ for module in model.modules()
+        if module not in ends and getattr(getattr(module, "weight", None), "ndim", 0) > 1
+    }  # fmt: skip
+    return sorted(kinds - {"Embedding"})
 
 
 def check_shapes(base: Path, linear: set[str], options: Quantize) -> None:

@@ -106,6 +106,7 @@ def _heat_maps(ranked: Sequence[Setting], palette: Palette) -> list[Figure]:
             "Mean over the seeds; the stronger the colour, the better. All maps share a scale.",
         )
         for rest, settings in sorted(rests.items())
+        if len(settings) > 1  # one cell compares nothing
     ]
 
 

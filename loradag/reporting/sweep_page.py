@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from loradag.comparison.job_records import JobRecord
-from loradag.comparison.ranking import by_rank, settings, verdict_of, winner
+from loradag.comparison.ranking import by_rank, pareto_front, settings, verdict_of, winner
 from loradag.reporting import formatting as text
 from loradag.reporting.run_page import render
+from loradag.reporting.search_figures import search_figures
 from loradag.reporting.sweep_figures import figures
 from loradag.runtime.report_keys import Reports
 
 
-def sweep_page(name: str, jobs: Sequence[JobRecord], keys: Sequence[str], command: str) -> str:
-    """The page; `command` promotes the best job. What is filled into it is escaped."""
+def sweep_page(
+    name: str,
+    jobs: Sequence[JobRecord],
+    keys: Sequence[str],
+    command: str,
+    objectives: Mapping[str, str] | None = None,
+    importances: Mapping[str, Mapping[str, float]] | None = None,
+) -> str:
+    """The page. What is filled into it is escaped.
+
+    Args:
+        command: promotes the best job.
+        objectives: of a search, each with its direction.
+        importances: of each objective, the share that each key explains.
+    """
     ranked, best = settings(jobs), winner(jobs)
     several = any(len(setting.jobs) > 1 for setting in ranked)
     stages = {stage for job in jobs for stage in job.reports}
@@ -23,7 +37,10 @@ def sweep_page(name: str, jobs: Sequence[JobRecord], keys: Sequence[str], comman
         jobs=jobs,
         ordered=by_rank(jobs),
         keys=keys,
-        done=[job for job in jobs if job.failure is None],
+        done=[job for job in jobs if job.failure is None and job.pruned is None],
+        pruned=[job for job in jobs if job.pruned is not None],
+        objectives=objectives or {},
+        front=pareto_front(jobs, objectives) if objectives and len(objectives) > 1 else [],
         failed=[job for job in jobs if job.failure is not None],
         ran=sum(len(job.ran) for job in jobs),
         seconds=sum(job.seconds for job in jobs),
@@ -33,7 +50,10 @@ def sweep_page(name: str, jobs: Sequence[JobRecord], keys: Sequence[str], comman
         missing=[stage for stage in Reports.__annotations__ if stage not in stages],
         measured=_measured(jobs),
         seeds=[(s, verdict_of(ranked[0], s)) for s in ranked] if several else [],
-        figures=figures(jobs, ranked),
+        figures=[
+            *(search_figures(jobs, objectives, importances or {}) if objectives else []),
+            *figures(jobs, ranked),
+        ],
         number=text.number,
         count=text.count,
         size=text.size,

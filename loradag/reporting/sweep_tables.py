@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def job_table(jobs: Sequence[JobRecord], keys: Sequence[str]) -> Table:
-    """A row a job, best first, failures last."""
+    """A row a job, best first; then what was pruned; failures last."""
     from rich.table import Table
     from rich.text import Text
 
@@ -27,6 +27,8 @@ def job_table(jobs: Sequence[JobRecord], keys: Sequence[str]) -> Table:
         swept = [Text(job.swept.get(key, "")) for key in keys]
         if job.failure is not None:
             result = ["[red]failed[/red]", "", ""]
+        elif job.pruned is not None:
+            result = ["[dim]pruned[/dim]", "", ""]
         else:
             result = [
                 number(job.perplexity) if job.perplexity is not None else "",

@@ -1,4 +1,4 @@
-"""Outputs appear whole or not at all: written to a sibling, then renamed."""
+"""Outputs appear completely or not at all: written to a sibling, then renamed."""
 
 import json
 import os
@@ -14,7 +14,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a sibling of `path` to write to; on success it takes `path`'s place.
 
     The sibling does not exist yet: make a folder or a file of it. After an exception it is
-    deleted, and what stood at `path` still stands.
+    deleted, and what was at `path` before is still there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")

@@ -23,11 +23,11 @@ def configure(runtime: Runtime) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # cuBLAS is deterministic only with a fixed workspace.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    _quieten()
+    _silence_libraries()
 
 
-def _quieten() -> None:
-    """Silence what the libraries say about each other: nothing a user could act on."""
+def _silence_libraries() -> None:
+    """Silence what the libraries report about each other: nothing that a user could act on."""
     # Kernels for other machines than this one, and types registered with torch.
     logging.getLogger("torchao").setLevel(logging.ERROR)
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

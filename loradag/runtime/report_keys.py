@@ -248,12 +248,20 @@ class ExportedFormat(TypedDict):
     # False: the runtime does not round activations as the model that was trained did.
     rounds_activations: NotRequired[bool | None]
     fallbacks: NotRequired[dict[str, str] | None]  # tensors stored in another type
+    types: NotRequired[dict[str, int] | None]  # of a GGUF: matrices by GGML's type
+    importance_tokens: NotRequired[int | None]  # that the rounding's importance was measured on
     bytes: NotRequired[int | None]  # of its weights; `report` adds it up
+
+
+class Pushed(TypedDict):
+    repository: str
+    commit: str  # of the upload
 
 
 class ExportReport(StageReport):
     files: list[ExportedFile]
     formats: dict[str, ExportedFormat]
+    pushed: NotRequired[Pushed | None]  # to a model hub
 
 
 class Reports(TypedDict, total=False):

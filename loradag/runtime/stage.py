@@ -60,6 +60,11 @@ def mark_started(paths: Paths, stage: str) -> None:
     write_json(_mark(paths, stage), None)
 
 
+def start_time(paths: Paths, stage: str) -> float:
+    """When the stage's command started, in seconds since the epoch."""
+    return _mark(paths, stage).stat().st_mtime
+
+
 def has_started(paths: Paths, stage: str) -> bool:
     """Whether the stage's command ever ran here, to its end or not."""
     return _mark(paths, stage).exists()

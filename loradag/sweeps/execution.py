@@ -68,10 +68,10 @@ def execute(workspace: Path) -> bool:
             seconds = round(time.perf_counter() - started, 3)
         ran = has_started(paths, stage.name)
         record["stages"].append({"name": stage.name, "key": key, "ran": ran, "seconds": seconds})
+        write_json(Path(RECORD), record)  # now: a search may end the next stage
         if record["failed"]:
             break
         made |= {out["path"]: out["md5"] for out in recorded.get("outs", [])}
-    write_json(Path(RECORD), record)
     return record["failed"] is None
 
 

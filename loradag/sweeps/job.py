@@ -11,7 +11,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +23,13 @@ from loradag.config.problems import LoradagError
 from loradag.config.validation import validate
 from loradag.runtime import Paths
 from loradag.runtime.report_keys import Reports
+from loradag.runtime.stage import start_time
 from loradag.sweeps.execution import RECORD, WAITING
 from loradag.sweeps.gpus import claim_gpu
 from loradag.sweeps.mlflow_runs import close_child, open_child
 from loradag.sweeps.workspaces import make_workspace
+
+PRUNE = "prune.txt"  # next to a job's workspace: why its training is to end
 
 log = logging.getLogger(__name__)
 PARENT = os.getppid()  # of a launcher's worker: the sweep, which ends it, but not if it is killed
@@ -36,6 +42,7 @@ def run_job(params: dict[str, Any], folder: Path, number: int, overrides: list[s
     failure is in the record.
     """
     sweep = SweepRecord.read(folder)
+    _end_with(sweep.pid)
     given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
     swept = {key: given[key] for key in sweep.swept if key in given}
     job = JobRecord(number, overrides, swept)
@@ -48,7 +55,7 @@ def run_job(params: dict[str, Any], folder: Path, number: int, overrides: list[s
         log.info("#%d %s: started", number, job.name)
         with claim_gpu(sweep.gpus, f"#{number}") as gpu:
             environment = _environment(sweep, job, gpu)
-            job.failure = _execute(sweep, workspace, place / "job.log", environment, number)
+            job.failure, job.pruned = _execute(workspace, place / "job.log", environment, number)
         _collect(workspace, job)
     except LoradagError as error:
         job.failure = str(error)
@@ -82,10 +89,10 @@ def _environment(sweep: SweepRecord, job: JobRecord, gpu: str | None) -> dict[st
 
 
 def _execute(
-    sweep: SweepRecord, workspace: Path, output: Path, environment: dict[str, str], number: int
-) -> str | None:
-    """Run the DAG in a process of its own; returns why it failed, if it did."""
-    waiting = ""
+    workspace: Path, output: Path, environment: dict[str, str], number: int
+) -> tuple[str | None, str | None]:
+    """Run the DAG in a process of its own; returns why it failed, and why it was pruned."""
+    waiting, pruned = "", None
     with output.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "loradag.sweeps.execution", str(workspace)],
@@ -96,31 +103,60 @@ def _execute(
             start_new_session=True,  # a group of its own, to be ended with all its processes
         )
         try:
-            while True:
+            while pruned is None:
                 try:
-                    code = process.wait(timeout=0.5)
+                    process.wait(timeout=0.5)
                     break
                 except subprocess.TimeoutExpired:
-                    if _is_orphan(sweep):
-                        os.killpg(process.pid, signal.SIGKILL)
-                        os._exit(1)  # a worker would wait for other jobs
                     if (now := _waiting(workspace)) and now != waiting:
                         log.info("#%d %s", number, now)
                     waiting = now
+                    pruned = _reason_to_prune(workspace)
         finally:
             # Also a stage that outlives its executor, where only that was killed.
             if process.returncode is None or process.returncode < 0:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-    return None if code == 0 else _reason(workspace, output)
+            code = process.wait()
+    if pruned is not None and code != 0:
+        return None, pruned
+    return (None if code == 0 else _reason(workspace, output)), None
 
 
-def _is_orphan(sweep: SweepRecord) -> bool:
-    """Whether this is a worker of a sweep that is gone.
+@cache
+def _end_with(pid: int) -> None:
+    """End this process, if it is a launcher's worker, as soon as the sweep is gone, even killed.
 
-    The sweep itself outlives the shell that started it (`nohup`).
+    A worker of joblib would wait for another job for five minutes; what it runs ends with it
+    (`execution.end_with_parent`). The sweep itself outlives the shell that started it (`nohup`).
     """
-    return os.getpid() != sweep.pid and os.getppid() != PARENT
+    if os.getpid() == pid:
+        return
+
+    def watch() -> None:
+        while os.getppid() == PARENT:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _reason_to_prune(workspace: Path) -> str | None:
+    """Why the training is to end, while it runs; one that has ended is complete."""
+    try:
+        reason = (workspace.parent / PRUNE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    return None if "train" in (stage["name"] for stage in _stages(workspace)) else reason
+
+
+def _stages(workspace: Path) -> list[dict[str, Any]]:
+    """The stages that have ended, also by a failure."""
+    record = workspace / RECORD
+    stages: list[dict[str, Any]] = (
+        json.loads(record.read_text())["stages"] if record.exists() else []
+    )
+    return stages
 
 
 def _waiting(workspace: Path) -> str:
@@ -155,9 +191,10 @@ def _reason(workspace: Path, output: Path) -> str:
 def _collect(workspace: Path, job: JobRecord) -> None:
     """Take the numbers out of the workspace, which may be deleted."""
     paths = Paths(workspace)
-    record = workspace / RECORD
-    if record.exists():
-        job.stages = json.loads(record.read_text())["stages"]
+    job.stages = _stages(workspace)
+    if job.pruned is not None:
+        seconds = round(time.time() - start_time(paths, "train"), 3)
+        job.stages.append({"name": "train", "ran": True, "seconds": seconds})
     reports: dict[str, dict[str, Any]] = {}
     for stage in job.stages:
         path = paths.report(stage["name"])
@@ -167,15 +204,25 @@ def _collect(workspace: Path, job: JobRecord) -> None:
                 job.saved_seconds += reports[stage["name"]].get("seconds", 0.0)
     job.reports = cast(Reports, reports)
     job.adapter_bytes = sum(file.stat().st_size for file in paths.adapter.glob("*.safetensors"))
-    if "train" in job.reports and paths.loss.exists():
-        with paths.loss.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row.get("loss")]
-        job.curve = [(int(row["step"]), float(row["loss"])) for row in rows]
+    if "train" in job.reports or job.pruned is not None:
+        job.curve = read_curve(paths.loss, "loss")
+        job.held_out = read_curve(paths.eval_loss, "eval_loss")
+
+
+def read_curve(path: Path, column: str) -> list[tuple[int, float]]:
+    """The (step, value) points of a curve in `plots/`; none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row.get(column)]
+    return [(int(row["step"]), float(row[column])) for row in rows]
 
 
 def _summarize(job: JobRecord) -> str:
     if job.failure is not None:
         return f"FAILED. {job.failure}"
+    if job.pruned is not None:
+        return job.pruned
     ran = f"ran {', '.join(job.ran)} ({job.seconds:.0f} s)" if job.ran else "ran nothing"
     saved = f"{job.saved_seconds:.0f} s from the cache"
     result = "" if job.perplexity is None else f"perplexity {job.perplexity:.4g}; "

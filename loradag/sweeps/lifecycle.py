@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
@@ -26,14 +26,19 @@ from loradag.planning.grid import (
     UNSTAGED,
     Composer,
     Job,
+    compose_all,
     expand,
     is_grid,
+    is_search,
     sweep_overrides,
     swept_keys,
     without_unstaged,
 )
 from loradag.planning.pipeline import Pipeline
 from loradag.sweeps.gpus import visible_gpus
+
+if TYPE_CHECKING:
+    from loradag.sweeps.search import Search
 
 log = logging.getLogger(__name__)
 _running: dict[str, Any] = {}  # the sweep of this process: its folder, and the lock on it
@@ -66,6 +71,14 @@ def start(config: DictConfig) -> None:
     project = Path(config.hydra.runtime.cwd)
     composer = Composer(GlobalHydra.instance().config_loader())
     jobs = expand(composer, config) if is_grid(config) else []
+    batch = len(jobs)
+    options = None
+    if is_search(config):
+        from loradag.sweeps.search import Search, check_evaluated, read_options
+
+        options = read_options(config, composer.loader)
+        jobs = compose_all(composer, options.samples())
+        check_evaluated(options, jobs)
     _report_problems(jobs)
 
     root = project / config.hydra.sweep.dir
@@ -80,11 +93,15 @@ def start(config: DictConfig) -> None:
         shutil.rmtree(source)
         raise LoradagError("this sweep runs already, in another process. Wait for it.") from error
     _running["lock"] = lock
-    if folder.exists():  # of an earlier run of the same sweep: its results are in the cache
+    # Of an earlier run of the same sweep. Its results are in the cache; a search continues in it.
+    if folder.exists() and options is None:
         old = folder.rename(root / f".{os.getpid()}.old")
         shutil.rmtree(old, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
+    shutil.rmtree(folder / "source", ignore_errors=True)
     source.rename(folder / "source")
+    if options is not None:
+        _running["search"] = Search(options, folder, key[:10])
 
     overrides = without_unstaged(sweep_overrides(config))
     name = "sweep of " + (" × ".join(swept_keys(config)) or "one job")
@@ -96,11 +113,18 @@ def start(config: DictConfig) -> None:
         cache=str(cache_folder(project)),
         swept=swept_keys(config),
         run_id=open_parent(key, name, project, overrides),
-        threads=_threads(config, len(jobs)),
-        gpus=_gpus(config, len(jobs)),
+        threads=_threads(config, batch),
+        gpus=_gpus(config, batch),
+        objectives=options.objectives if options else {},
     ).write(folder)
     _running["folder"] = folder  # from here on there is something to conclude
     _set_folder(config, folder)
+
+
+def running_search() -> Search:
+    """The search of this process, which `start` has opened."""
+    search: Search = _running["search"]
+    return search
 
 
 @contextmanager
@@ -122,7 +146,7 @@ def _conclude(folder: Path, code: Any) -> Any:
     """Summarize the sweep in the terminal, in `sweep.html` and in MLflow; return the exit code."""
     from rich.console import Console
 
-    from loradag.comparison.ranking import by_rank, settings, winner
+    from loradag.comparison.ranking import by_rank, pareto_front, settings, winner
     from loradag.planning.grid import promote_command
     from loradag.reporting.sweep_page import sweep_page
     from loradag.reporting.sweep_tables import job_table, seed_table
@@ -133,7 +157,11 @@ def _conclude(folder: Path, code: Any) -> Any:
     page = Path(sweep.project) / "sweep.html"
     best = winner(jobs)
     command = promote_command(best.overrides) if best else ""
-    page.write_text(sweep_page(sweep.name, jobs, sweep.swept, command), encoding="utf-8")
+    importances = _running["search"].importances() if "search" in _running else {}
+    page.write_text(
+        sweep_page(sweep.name, jobs, sweep.swept, command, sweep.objectives, importances),
+        encoding="utf-8",
+    )
     write_table(folder / "jobs.csv", by_rank(jobs), sweep.swept)
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
@@ -142,6 +170,12 @@ def _conclude(folder: Path, code: Any) -> Any:
     ranked = settings(jobs)
     if any(len(setting.jobs) > 1 for setting in ranked):
         console.print(seed_table(ranked))
+    for job in jobs:
+        if job.pruned is not None:
+            console.print(f"#{job.number} {job.name}:", job.pruned, markup=False)
+    if len(sweep.objectives) > 1:
+        front = " ".join(f"#{job.number}" for job in pareto_front(jobs, sweep.objectives))
+        console.print(f"Pareto front of {' and '.join(sweep.objectives)}: {front}", markup=False)
     for job in failed:
         console.print(f"[red]#{job.number} {job.name} failed:[/red]", escape(str(job.failure)))
     console.print(f"Page: {page.name}; records: {folder.relative_to(sweep.project)}")
@@ -176,7 +210,7 @@ def _report_problems(jobs: list[Job]) -> None:
 
 def _hash_inputs(jobs: list[Job], config: DictConfig, project: Path) -> dict[str, str]:
     """The hashes of the users' own rows and models that jobs read, by path."""
-    fixed = {"inputs": OmegaConf.to_container(config.inputs, resolve=True)}  # of a search
+    fixed = {"inputs": OmegaConf.to_container(config.inputs, resolve=True)}  # where none is known
     hashes: dict[str, str] = {}
     pipeline = Pipeline(project, cache_folder(project))
     for params in [job.params for job in jobs if not job.problems] or [fixed]:
@@ -192,7 +226,10 @@ def _key(config: DictConfig, sources: str, inputs: Mapping[str, str]) -> str:
     params = {k: v for k, v in container.items() if k not in (*UNSTAGED, "hydra")}
     overrides = without_unstaged(list(config.hydra.overrides.task))
     until = container["sweep"]["until"]
-    content = [params, until, container["hydra"]["sweeper"], overrides, sources, inputs]
+    # A search may be given more trials, or run more of them at once.
+    amounts = ("n_trials", "n_jobs", "storage", "study_name")
+    sweeper = {k: v for k, v in container["hydra"]["sweeper"].items() if k not in amounts}
+    content = [params, until, sweeper, overrides, sources, inputs]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -58,7 +58,9 @@ def close_child(sweep: SweepRecord, job: JobRecord) -> None:
         for stage in job.ran_before:
             client.set_tag(job.run_id, f"stage.{stage}", "ran")
         client.set_tag(job.run_id, "sweep.failure", job.failure or "")
-        client.set_terminated(job.run_id, "FAILED" if job.failure else "FINISHED")
+        client.set_tag(job.run_id, "sweep.pruned", job.pruned or "")
+        status = "FAILED" if job.failure else "KILLED" if job.pruned else "FINISHED"
+        client.set_terminated(job.run_id, status)
 
 
 def close_parent(sweep: SweepRecord, jobs: list[JobRecord], files: list[Path], status: str) -> None:
@@ -72,6 +74,7 @@ def close_parent(sweep: SweepRecord, jobs: list[JobRecord], files: list[Path], s
         client.log_metric(
             sweep.run_id, "sweep.failed", sum(job.failure is not None for job in jobs)
         )
+        client.log_metric(sweep.run_id, "sweep.pruned", sum(job.pruned is not None for job in jobs))
         if measured := [job.perplexity for job in jobs if job.perplexity is not None]:
             client.log_metric(sweep.run_id, "sweep.best_perplexity", min(measured))
         best = winner(jobs)

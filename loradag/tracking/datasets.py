@@ -30,7 +30,6 @@ def dataset_inputs(
         digest: DVC's hash of the prepared rows; None: nothing identifies them.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag
-    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
     prepared = reports.get("prepare", {})
     if digest is None or not prepared:
@@ -63,5 +62,5 @@ def dataset_inputs(
                 schema=schema,
                 profile=json.dumps({f"num_{key}": value for key, value in counts.items()}),
             )
-            inputs.append(DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, context)]))
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
     return inputs

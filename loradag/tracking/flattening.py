@@ -49,8 +49,10 @@ def sized(export: ExportReport) -> ExportReport:
     """
 
     def weights(name: str) -> int:
-        kind, _, type = name.partition("_")
-        ending = f"-{type}.gguf" if kind == "gguf" else ".safetensors"
+        kind, _, type = (
+            ("gguf_adapter", "", "adapter") if name == "gguf_adapter" else (name.partition("_"))
+        )
+        ending = f"-{type}.gguf" if kind.startswith("gguf") else ".safetensors"
         return sum(
             file["bytes"]
             for file in export["files"]

@@ -69,7 +69,7 @@ def live_callback(paths: Paths, key: str) -> TrainerCallback:
             except Exception as error:
                 self.log = None
                 print(
-                    f"train: MLflow takes no live points ({reason(error)}); training goes on, "
+                    f"train: MLflow takes no live points ({reason(error)}); training continues, "
                     "and the report will log the curve.",
                     file=sys.stderr,
                 )

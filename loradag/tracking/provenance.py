@@ -20,13 +20,9 @@ def source_tags(root: Path) -> dict[str, str]:
 
     What is not there (a sweep's workspace is no Git repository) has no tag.
     """
-    from mlflow.utils.git_utils import get_git_branch, get_git_commit
-    from mlflow.utils.mlflow_tags import MLFLOW_GIT_BRANCH, MLFLOW_GIT_COMMIT
-
-    here = str(root.resolve())
     tags = {
-        MLFLOW_GIT_COMMIT: get_git_commit(here),
-        MLFLOW_GIT_BRANCH: get_git_branch(here),
+        "mlflow.source.git.commit": _git(root, "rev-parse", "HEAD"),
+        "mlflow.source.git.branch": _git(root, "symbolic-ref", "--short", "HEAD"),
         "dvc.experiment": os.environ.get("DVC_EXP_NAME"),
         "dvc.lock": lock_hash(root / "dvc.lock"),
         "data": data_hash(root / "dvc.lock"),
@@ -36,17 +32,21 @@ def source_tags(root: Path) -> dict[str, str]:
 
 def changed_params(root: Path, params: Mapping[str, Any]) -> set[str]:
     """The flat keys of `params` whose values differ from the committed `params.yaml`."""
-    try:
-        shown = subprocess.run(
-            ["git", "show", "HEAD:./params.yaml"], cwd=root, capture_output=True, text=True
-        )
-    except FileNotFoundError:  # no Git on this machine
+    shown = _git(root, "show", "HEAD:./params.yaml")
+    if shown is None:
         return set()
-    if shown.returncode != 0:
-        return set()
-    committed: Any = OmegaConf.to_container(OmegaConf.create(shown.stdout))
+    committed: Any = OmegaConf.to_container(OmegaConf.create(shown))
     before = dict(leaves(committed))
     return {key for key, value in leaves(params) if key not in before or before[key] != value}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What Git prints; None where there is no Git, no repository or no commit."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def lock_hash(lock: Path) -> str | None:

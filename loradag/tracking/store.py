@@ -87,20 +87,14 @@ def create_run(
     parent: str | None = None,
 ) -> str:
     """Create a run, as a child of the run `parent` if given; the id of it. It stays RUNNING."""
-    from mlflow.utils.mlflow_tags import (
-        MLFLOW_PARENT_RUN_ID,
-        MLFLOW_SOURCE_NAME,
-        MLFLOW_SOURCE_TYPE,
-        MLFLOW_USER,
-    )
-
+    # https://mlflow.org/docs/latest/ml/tracking/ lists the tags that its UI reads.
     system = {
-        MLFLOW_USER: _user(),
-        MLFLOW_SOURCE_NAME: "loradag",
-        MLFLOW_SOURCE_TYPE: "LOCAL",
+        "mlflow.user": _user(),
+        "mlflow.source.name": "loradag",
+        "mlflow.source.type": "LOCAL",
     }
     if parent is not None:
-        system[MLFLOW_PARENT_RUN_ID] = parent
+        system["mlflow.parentRunId"] = parent
     run = client.create_run(experiment_id, run_name=name, tags=system | tags)
     return str(run.info.run_id)
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, BitNetQuantConfig
-from transformers.integrations.bitnet import VALUES_PER_ITEM, AutoBitLinear, pack_weights
 
+from loradag.compat.bit_linear import CODES_PER_BYTE, pack, ternary_layers
 from loradag.config.problems import LoradagError
 from loradag.models.loading import load_model
 
@@ -39,11 +39,11 @@ def load_masters(folder: Path, attention: str = "auto") -> Any:
         linear_class="autobitlinear", quantization_mode="online"
     ).to_dict()
     model = load_model(folder, torch.float32, attention, config=config)
-    for name, layer in _ternary_layers(model).items():
-        if layer.out_features % VALUES_PER_ITEM:
+    for name, layer in ternary_layers(model).items():
+        if layer.out_features % CODES_PER_BYTE:
             raise LoradagError(
                 f"train.method = bitnet: {name} has {layer.out_features} rows, which do not pack "
-                f"{VALUES_PER_ITEM} to a byte. Take another model, or train=qat."
+                f"{CODES_PER_BYTE} to a byte. Take another model, or train=qat."
             )
     return model
 
@@ -61,12 +61,12 @@ def save(model: Any, folder: Path) -> None:
     """Write the ternary model: packed weights, their scales, all else in full precision."""
     from huggingface_hub import save_torch_state_dict
 
-    layers = _ternary_layers(model)
+    layers = ternary_layers(model)
     tied = set(model.all_tied_weights_keys)
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     for name, layer in layers.items():
         codes, inverse = ternary(layer.weight.detach())
-        state[f"{name}.weight"] = pack_weights(codes)
+        state[f"{name}.weight"] = pack(codes)
         state[f"{name}.weight_scale"] = inverse
     config = model.config
     config.quantization_config = BitNetQuantConfig(modules_to_not_convert=_others(model)).to_dict()
@@ -75,11 +75,7 @@ def save(model: Any, folder: Path) -> None:
     save_torch_state_dict(state, folder, metadata={"format": "pt"})
 
 
-def _ternary_layers(model: Any) -> dict[str, AutoBitLinear]:
-    return {name: m for name, m in model.named_modules() if isinstance(m, AutoBitLinear)}
-
-
 def _others(model: Any) -> list[str]:
     """Linear layers that are not ternary."""
     linears = {name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    return sorted(linears - set(_ternary_layers(model)))
+    return sorted(linears - set(ternary_layers(model)))

@@ -157,16 +157,16 @@ def _start_from_error(tuned: Any, weights: Path) -> None:
     """
     import torch
     from peft.tuners.lora import LoraLayer
-    from peft.utils.integrations import dequantize_module_weight
 
     from loradag.checkpoints.safetensors_reader import read_entries, read_tensor
+    from loradag.compat.peft import dequantized_weight
 
     stored = read_entries(weights)
     for name, module in tuned.named_modules():
         if not isinstance(module, LoraLayer) or "default" not in module.lora_A:
             continue
         key = f"{name.removeprefix('base_model.model.')}.weight"
-        quantized = dequantize_module_weight(module.get_base_layer()).float()
+        quantized = dequantized_weight(module.get_base_layer())
         error = read_tensor(weights / stored[key].file, key).to(quantized) - quantized
         u, s, vh = torch.linalg.svd(error / module.scaling["default"], full_matrices=False)
         root = s[: module.r["default"]].sqrt()

@@ -4,7 +4,9 @@ import pytest
 
 from loradag.comparison.job_records import JobRecord
 from loradag.comparison.ranking import (
+    by_rank,
     pareto,
+    pareto_front,
     settings,
     short,
     verdict_of,
@@ -38,6 +40,20 @@ def test_the_front_is_what_no_point_beats_in_both() -> None:
         return any(o != point and o[0] <= point[0] and o[1] <= point[1] for o in points)
 
     assert pareto(points) == sorted(p for p in points if not beaten(p))
+
+
+def test_the_pareto_front_of_jobs_heeds_the_directions() -> None:
+    jobs = [job(0, 10.0), job(1, 11.0), job(2, 12.0), job(3, None)]
+    faster = {"perplexity": "minimize", "tokens_per_second": "maximize"}  # 100 + number
+    assert [one.number for one in pareto_front(jobs, faster)] == [0, 1, 2]
+    slower = {"perplexity": "minimize", "tokens_per_second": "minimize"}
+    assert [one.number for one in pareto_front(jobs, slower)] == [0]
+    jobs[0].pruned, jobs[0].reports = "pruned at step 5", {}
+    assert [one.number for one in pareto_front(jobs, slower)] == [1]
+    assert [one.number for one in by_rank(jobs)] == [1, 2, 0, 3]
+    best = winner(jobs)
+    assert best is not None
+    assert best.number == 1
 
 
 def test_seeds_are_one_setting_with_a_spread() -> None:

@@ -1,9 +1,12 @@
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
 
-from loradag.compat.peft import pattern_value, register_layers
+from loradag.compat.peft import dequantized_weight, pattern_value, register_layers
 from loradag.models.loading import load_model
+from loradag.quantization.conversion import quantize_checkpoint
+from tests.quantization.options import options
 
 
 class Special(torch.nn.Linear):
@@ -33,3 +36,17 @@ def test_patterns_apply_as_in_peft(tiny_base):
     for name, module in tuned.named_modules():
         if isinstance(module, Linear):
             assert pattern_value(ranks, name, 2) == module.r["default"], name
+
+
+@pytest.mark.parametrize("scheme", ["none", "nf4", "int8", "asymmetric"])
+def test_a_dequantised_weight_is_what_the_layer_multiplies_by(scheme, tiny_base, tmp_path):
+    folder = tiny_base
+    if scheme != "none":
+        folder = tmp_path
+        quantize_checkpoint(tiny_base, folder, options(scheme))
+    layer = load_model(folder, torch.float32).model.layers[0].mlp.up_proj
+    weight = dequantized_weight(layer)
+    assert (weight.dtype, weight.shape) == (torch.float32, (layer.out_features, layer.in_features))
+    # int8 rounds the inputs as well; a row of the identity has one value, so exactly.
+    product = layer(torch.eye(layer.in_features)).T
+    torch.testing.assert_close(product, weight, rtol=1e-3, atol=1e-5)

@@ -1,7 +1,9 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torchao.quantization import Int8Tensor, MappingType, PerRow, PerTensor
 
+from loradag.compat.torchao import activation_options
 from loradag.models.loading import load_model
 from loradag.quantization.calibration import calibrate
 from loradag.quantization.conversion import quantize_checkpoint
@@ -59,3 +61,16 @@ def test_the_layer_computes_what_torchaos_integer_product_does(scheme, tiny_base
     inputs = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0)) * 0.5
     expected = torch.nn.functional.linear(inputs, layer.weight)
     assert torch.allclose(layer(inputs), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("granularity", [PerRow(), PerTensor()])
+def test_the_options_round_the_inputs_of_an_integer_layer(granularity):
+    weight, inputs = torch.eye(16), torch.randn(1, 3, 16)
+    rounded = Int8Tensor.from_hp(
+        weight, PerRow(), act_quant_kwargs=activation_options(granularity, MappingType.SYMMETRIC)
+    )
+    peak = inputs.abs().amax(-1, keepdim=True) if granularity == PerRow() else inputs.abs().max()
+    expected = (inputs / (peak / 127.5)).round().clamp(-128, 127) * (peak / 127.5)
+    got = torch.nn.functional.linear(inputs, rounded)
+    assert not torch.equal(got, inputs)
+    torch.testing.assert_close(got, expected, rtol=1e-2, atol=0.01 * float(peak.max()))

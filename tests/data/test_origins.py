@@ -104,11 +104,11 @@ def test_each_answer_of_the_hub_has_its_line(hub, status, code, message) -> None
 def test_without_a_network_the_message_names_what_needs_none(monkeypatch) -> None:
     from huggingface_hub import constants
 
-    with pytest.raises(LoradagError, match="prepare=quotes needs none"):
+    with pytest.raises(LoradagError, match="prepare=quotes, which needs none"):
         resolve_origins(**NAMED)  # offline mode
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(LoradagError, match="prepare=quotes needs none"):
+    with pytest.raises(LoradagError, match="prepare=quotes, which needs none"):
         resolve_origins(**NAMED)
 
 
@@ -137,5 +137,7 @@ def test_a_data_set_out_of_reach_is_one_clear_error() -> None:
     from loradag.data.hub import load_split
 
     source = origins.Source("rows", "hub", "someone/rows", None, "c0ffee", "train")
-    with pytest.raises(LoradagError, match=r"prepare\.id = 'someone/rows'.*prepare=quotes needs"):
+    with pytest.raises(
+        LoradagError, match=r"prepare\.id = 'someone/rows'.*prepare=quotes, which needs"
+    ):
         next(load_split(source))

@@ -111,7 +111,7 @@ def hub(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("status", "code", "says"),
     [
-        (403, "GatedRepo", "gated. Accept its licence"),
+        (403, "GatedRepo", "gated. Accept its conditions"),
         (401, "RepoNotFound", "not on the hub, or private"),
         (404, "RevisionNotFound", "not a branch, tag or commit"),
         (401, "", "HF_TOKEN is not accepted"),
@@ -127,7 +127,12 @@ def test_each_answer_of_the_hub_has_its_line(hub, tmp_path, status, code, says) 
     assert "\n" not in str(caught.value)
 
 
-def test_no_network_says_what_needs_none(tmp_path) -> None:
+@pytest.mark.parametrize("offline", [True, False])
+def test_no_network_says_what_needs_none(tmp_path, monkeypatch, offline) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     model = replace(TINY, source="hub", id="someone/something", revision="main")
     with pytest.raises(LoradagError, match="model=smollm2_135m, which needs none"):
         fetch_base(model, tmp_path / "base")

@@ -7,6 +7,8 @@ from loradag.planning.grid import (
     composer,
     expand,
     is_grid,
+    is_grid_search,
+    is_search,
     promote_command,
     sweep_overrides,
     swept_keys,
@@ -54,7 +56,11 @@ def test_every_job_that_hydra_refuses_is_listed() -> None:
 def test_a_sweeper_that_chooses_is_no_grid() -> None:
     with composer() as compose:
         assert is_grid(compose.master([]))
-        assert not is_grid(compose.master(["hydra/sweeper=optuna"]))
+        search = compose.master(["hydra/sweeper=optuna"])
+        grid = compose.master(["hydra/sweeper=optuna", "hydra/sweeper/sampler=grid"])
+        assert not is_grid(search)
+        assert is_search(search)
+        assert [is_grid_search(search), is_grid_search(grid)] == [False, True]
 
 
 def test_the_command_that_promotes_a_job_survives_a_shell() -> None:

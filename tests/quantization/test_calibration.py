@@ -88,4 +88,4 @@ def test_no_calibration_rows(tmp_path):
     table = pa.table({"input_ids": pa.array([], pa.list_(pa.int32()))})
     pq.write_table(table, tmp_path / "calibration.parquet")
     with pytest.raises(LoradagError, match="no calibration rows"):
-        read_rows(tmp_path / "calibration.parquet", 8)
+        read_rows(tmp_path / "calibration.parquet", 8, "quantize.scheme = static_w8a8")

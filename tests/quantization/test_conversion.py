@@ -177,3 +177,11 @@ def test_skip_modules_that_make_no_sense(tiny_base, skip, message):
 
     with pytest.raises(LoradagError, match=message):
         linear_layers(AutoConfig.from_pretrained(tiny_base), skip)
+
+
+def test_layers_that_are_no_linear_ones_are_named() -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model("gpt2", n_embd=32, n_layer=1, n_head=2, vocab_size=64)
+    with pytest.raises(LoradagError, match=r"layers of GPT2LMHeadModel are Conv1D, not Linear"):
+        linear_layers(config, [])

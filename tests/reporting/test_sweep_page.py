@@ -75,3 +75,29 @@ def test_forgetting_and_task_scores_are_shown_where_evaluate_has_them() -> None:
     page = sweep_page("a sweep", jobs, KEYS, "promote")
     for text in ("on general text", "45.25", "local: acc", "0.625"):
         assert text in page
+
+
+def test_a_search_shows_its_history_what_matters_and_what_was_pruned() -> None:
+    jobs = grid()
+    for one in jobs:
+        one.held_out = [(5, 4.0), (10, 3.0 + one.number)]
+    jobs[3].pruned, jobs[3].reports = "pruned at step 10 by median: held-out loss 6", {}
+    importances = {"perplexity": {"adapter.r": 0.75, "quantize": 0.25}}
+    page = sweep_page("a search", jobs, KEYS, "promote", {"perplexity": "minimize"}, importances)
+    for title in ("History of perplexity", "Importance for perplexity", "Held-out loss during"):
+        assert f"<h3>{title}" in page
+    assert "7 of 8 jobs done, 1 pruned" in page
+    assert "#3 adapter.r=4 adapter.alpha=16 quantize=int8: pruned at step 10" in page
+    assert "adapter.r: 75 %" in page
+    assert "Pareto front</h2>" not in page
+    history = re.findall(r"#(\d) [^<>]*: [\d.]+</text>", page.split("Importance for")[0])
+    assert history == ["0", "1", "2", "4", "5", "6", "7"]
+
+
+def test_several_objectives_show_their_pareto_front() -> None:
+    jobs = grid()  # perplexity rises with the number, bytes fall
+    jobs[5].adapter_bytes = 500
+    objectives = {"perplexity": "minimize", "bytes": "minimize"}
+    page = sweep_page("a search", jobs, KEYS, "promote", objectives)
+    front = page.split("Pareto front</h2>")[1].split("</table>")[0]
+    assert re.findall(r'<tr><td class="n">(\d)</td>', front) == list("0123467")

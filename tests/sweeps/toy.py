@@ -33,7 +33,9 @@ stages:
     params: [adapter, train, seed]
     outs: [artifacts/adapter]
     metrics: [{reports/train.json: {cache: false}}]
-    plots: [{plots/loss.csv: {cache: false, x: step, y: loss}}]
+    plots:
+      - plots/loss.csv: {cache: false, x: step, y: loss}
+      - plots/eval_loss.csv: {cache: false, x: step, y: eval_loss}
   evaluate:
     cmd: python toy.py evaluate
     deps: [toy.py, data/prepared, artifacts/adapter]
@@ -73,7 +75,13 @@ STAGES = ("prepare", "quantize", "train", "evaluate", "merge", "export")
 
 def write(path: str, content: str) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(content)
+    Path(f"{path}.partial").write_text(content)
+    os.replace(f"{path}.partial", path)
+
+
+def held_out_loss(alpha: int, step: int) -> float:
+    """The lower `alpha`, the better, at every step; in numbers that floats represent."""
+    return alpha / 8 + 4 / step
 
 
 def main(stage: str) -> None:
@@ -105,6 +113,11 @@ def main(stage: str) -> None:
         write("artifacts/adapter/adapter.safetensors", json.dumps(trained, sort_keys=True))
         losses = [f"{step},{3 / step + 1 / adapter['r']}" for step in range(1, 6)]
         write("plots/loss.csv", "\n".join(["step,loss", *losses]) + "\n")
+        lines = ["step,eval_loss"]
+        for step in (1, 2, 4)[-1 if params["train"]["eval_steps"] is None else 0 :]:
+            lines.append(f"{step},{held_out_loss(adapter['alpha'], step)}")
+            write("plots/eval_loss.csv", "\n".join(lines) + "\n")
+            time.sleep(float(os.environ.get("TOY_PAUSE", "0")) * (step == 2))  # to be pruned in
         report |= {
             "trainable_parameters": 1000 * adapter["r"], "tokens_per_second": 100.0,
             "checkpoint_key": f"r{adapter['r']}",

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from loradag.config.train import EarlyStopping
 from loradag.data.rows import read_rows
@@ -55,6 +56,19 @@ def test_the_held_out_loss_is_that_of_the_saved_model_over_tokens(project) -> No
     assert report["kept_step"] == 8
     assert not report["stopped_early"]
     assert report["eval_loss"] == curve(paths)[8] == pytest.approx(measured(paths, 5), rel=1e-5)
+
+
+def test_the_held_out_loss_can_be_watched(project, monkeypatch) -> None:
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+    paths, config = project
+    monkeypatch.setattr("loradag.tracking.live.live_callback", lambda *_: Stop())
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(paths, config, "train")
+    assert list(curve(paths)) == [2, 4]
 
 
 def test_evaluating_changes_nothing(project) -> None:

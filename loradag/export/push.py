@@ -1,0 +1,103 @@
+"""The export on a model hub: a private repository, and one commit a run of the stage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from loradag.config.export import Export, listed
+from loradag.config.problems import LoradagError
+from loradag.runtime.report_keys import Pushed
+
+TOKEN = "HF_TOKEN"
+
+
+def check_push(export: Export) -> None:
+    """Refuse a push that has no token or no network, before anything is computed for it.
+
+    Raises:
+        LoradagError: `HF_TOKEN` is not set, or `HF_HUB_OFFLINE` is.
+    """
+    from huggingface_hub import constants
+
+    if export.push is None:
+        return
+    if not os.environ.get(TOKEN):
+        raise _refused(export, f"{TOKEN} is not set. Set it to a token that may write there")
+    if constants.is_offline_mode():
+        raise _refused(export, "HF_HUB_OFFLINE is set. Unset it")
+
+
+def create_repository(export: Export) -> None:
+    """Create the repository `export.push`, private; one that exists stays as it is.
+
+    Raises:
+        LoradagError: the hub refuses the token or cannot be reached.
+    """
+    with _reasons(export, ""):
+        _hub().create_repo(str(export.push), private=True, exist_ok=True)
+
+
+def push(folder: Path, export: Export) -> Pushed:
+    """Upload the exported `folder` in one commit; the repository and the commit.
+
+    One format goes to the repository's root, several to a folder each, and then the first one's
+    card to the root, too.
+
+    Raises:
+        LoradagError: the hub refuses, or cannot be reached. `folder` is complete all the same.
+    """
+    from huggingface_hub import CommitOperationAdd
+
+    kinds = listed(export.formats)
+    root = folder / kinds[0] if len(kinds) == 1 else folder
+    files = {
+        file.relative_to(root).as_posix(): file
+        for file in sorted(root.rglob("*"))
+        if file.is_file()
+    }
+    files.setdefault("README.md", folder / kinds[0] / "README.md")
+    saved = (
+        f" The export is complete in {folder}: run `hf upload {export.push} {root} .`, or this "
+        "stage again."
+    )
+    with _reasons(export, saved):
+        commit = _hub().create_commit(
+            str(export.push),
+            [CommitOperationAdd(name, str(file)) for name, file in sorted(files.items())],
+            commit_message="Upload the export",
+        )
+    return {"repository": str(export.push), "commit": str(commit.oid)}
+
+
+def _hub() -> Any:
+    from huggingface_hub import HfApi
+
+    return HfApi(token=os.environ[TOKEN])  # never one that was saved on this machine
+
+
+@contextmanager
+def _reasons(export: Export, saved: str) -> Iterator[None]:
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        check_push(export)
+        yield
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        cause = {
+            401: f"{TOKEN} is not accepted. Set it to a token of an account that may write there",
+            403: f"{TOKEN} may not write there. Give it that right, or name another repository",
+        }.get(status, f"the hub answered {status}. Try again later")
+        raise _refused(export, cause, saved) from error
+    except (httpx2.TransportError, OfflineModeIsEnabled, OSError) as error:
+        cause = f"the hub cannot be reached ({type(error).__name__}). Check the network"
+        raise _refused(export, cause, saved) from error
+
+
+def _refused(export: Export, cause: str, saved: str = "") -> LoradagError:
+    return LoradagError(f"export.push = {export.push!r}: {cause}, or set export.push=null.{saved}")

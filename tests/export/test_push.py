@@ -1,0 +1,147 @@
+"""The upload to a model hub, against a stand-in on the loopback interface."""
+
+import base64
+import http.server
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from loradag.config.problems import LoradagError
+from loradag.export.feasibility import check_feasible
+from loradag.runtime import Paths
+from tests.conftest import run_stages, smoke_config
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SECRET = "hf_secret_of_the_test"
+Hub = Callable[..., list[tuple[str, Any]]]
+
+
+def options(*overrides: str) -> Any:
+    return smoke_config(
+        "quantize=none", "export.push=someone/tuned", "export.type=f32",
+        "export.max_new_tokens=2", *overrides,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Call it with the status that a request whose path contains a word is answered with."""
+    from huggingface_hub import constants
+
+    servers = []
+
+    def start(status: int = 200, at: str = "") -> list[tuple[str, Any]]:
+        requests: list[tuple[str, Any]] = []
+
+        class Answer(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+                assert self.headers["Authorization"] == f"Bearer {SECRET}"
+                content = [json.loads(line) for line in body.splitlines()]
+                requests.append((self.path, content))
+                failed = status != 200 and at in self.path
+                self.send_response(status if failed else 200)
+                answer = json.dumps({} if failed else self._answer(content)).encode()
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def _answer(self, content: list[Any]) -> Any:
+                here = f"http://127.0.0.1:{self.server.server_port}/someone/tuned"  # type: ignore[attr-defined]
+                if "preupload" in self.path:
+                    modes = {"uploadMode": "regular", "shouldIgnore": False}
+                    return {"files": [{"path": file["path"], **modes}
+                                      for file in content[0]["files"]]}  # fmt: skip
+                return {"url": here, "commitUrl": f"{here}/commit/{COMMIT}", "commitOid": COMMIT}
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", SECRET)
+        return requests
+
+    yield start
+    for server in servers:
+        server.shutdown()
+
+
+@pytest.mark.parametrize("formats", ["gguf", "[gguf,safetensors]"])
+def test_the_export_is_uploaded_to_a_private_repository(
+    exportable: Paths, hub: Hub, formats: str
+) -> None:
+    requests = hub()
+    report = run_stages(exportable, options(f"export.formats={formats}"), "export")["export"]
+    assert report["pushed"] == {"repository": "someone/tuned", "commit": COMMIT}
+    assert SECRET not in json.dumps(report)
+
+    created = next(body[0] for path, body in requests if path == "/api/repos/create")
+    assert created["name"] == "tuned"
+    assert created["organization"] == "someone"
+    assert created.get("private") is True or created.get("visibility") == "private"
+    (committed,) = [body for path, body in requests if "/commit/" in path]
+    uploaded = {
+        line["value"]["path"]: base64.b64decode(line["value"]["content"])
+        for line in committed
+        if line["key"] == "file"
+    }
+    root = exportable.export if "safetensors" in formats else exportable.export / "gguf"
+    expected = {
+        file.relative_to(root).as_posix(): file.read_bytes()
+        for file in root.rglob("*")
+        if file.is_file()
+    }
+    card = (exportable.export / "gguf/README.md").read_bytes()
+    assert uploaded == expected | {"README.md": card}
+
+
+@pytest.mark.parametrize(
+    ("status", "at", "message"),
+    [
+        (401, "create", "HF_TOKEN is not accepted"),
+        (403, "commit", "may not write there.*hf upload someone/tuned"),
+        (500, "commit", "the hub answered 500.*The export is complete in"),
+    ],
+)
+def test_a_refusal_is_one_message_and_loses_nothing(
+    exportable: Paths, hub: Hub, monkeypatch: pytest.MonkeyPatch, status: int, at: str, message: str
+) -> None:
+    hub(status, at)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's own attempts
+    with pytest.raises(LoradagError, match=rf"export\.push = 'someone/tuned': .*{message}") as said:
+        run_stages(exportable, options("export.formats=gguf"), "export")
+    assert "\n" not in str(said.value)
+    assert SECRET not in str(said.value)
+    if at == "commit":
+        assert (exportable.export / "gguf/README.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("token", "offline", "message"),
+    [("", False, "HF_TOKEN is not set"), (SECRET, True, "HF_HUB_OFFLINE is set")],
+)
+def test_no_token_and_no_network_are_refused_before_training(
+    exportable: Paths, monkeypatch: pytest.MonkeyPatch, token: str, offline: bool, message: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    with pytest.raises(LoradagError, match=rf"export\.push.*{message}"):
+        check_feasible(exportable, options())
+    with pytest.raises(LoradagError, match=rf"export\.push.*{message}"):
+        run_stages(exportable, options(), "export")
+
+
+def test_an_unreachable_hub_is_one_message(
+    exportable: Paths, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(LoradagError, match="the hub cannot be reached"):
+        run_stages(exportable, options(), "export")
