@@ -81,11 +81,10 @@ def _hub() -> Any:
 
 @contextmanager
 def _reasons(export: Export, saved: str) -> Iterator[None]:
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError
 
+    check_push(export)
     try:
-        check_push(export)
         yield
     except HfHubHTTPError as error:
         status = error.response.status_code
@@ -94,7 +93,7 @@ def _reasons(export: Export, saved: str) -> Iterator[None]:
             403: f"{TOKEN} may not write there. Give it that right, or name another repository",
         }.get(status, f"the hub answered {status}. Try again later")
         raise _refused(export, cause, saved) from error
-    except (httpx2.TransportError, OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:  # of the network: classes of the HTTP library, or of offline mode
         cause = f"the hub cannot be reached ({type(error).__name__}). Check the network"
         raise _refused(export, cause, saved) from error
 

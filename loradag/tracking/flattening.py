@@ -49,14 +49,13 @@ def sized(export: ExportReport) -> ExportReport:
     """
 
     def weights(name: str) -> int:
-        kind, _, type = (
-            ("gguf_adapter", "", "adapter") if name == "gguf_adapter" else (name.partition("_"))
-        )
-        ending = f"-{type}.gguf" if kind.startswith("gguf") else ".safetensors"
+        kind, _, type = name.partition("_")
+        ending = f"-{type}.gguf" if kind == "gguf" else ".safetensors"
         return sum(
             file["bytes"]
             for file in export["files"]
-            if file["format"] == kind and file["path"].endswith(ending)
+            # An adapter for a GGUF has a folder of its own, each type of GGUF has not.
+            if file["format"] in (kind, name) and file["path"].endswith(ending)
         )
 
     formats = {

@@ -159,10 +159,12 @@ def test_an_exports_size_is_that_of_its_weights() -> None:
         },
         {"format": "safetensors", "path": "safetensors/tokenizer.json", "bytes": 100},
         {"format": "adapter", "path": "adapter/adapter_model.safetensors", "bytes": 1},
+        {"format": "gguf_adapter", "path": "gguf_adapter/tiny-adapter.gguf", "bytes": 2},
+        {"format": "gguf_adapter", "path": "gguf_adapter/README.md", "bytes": 100},
     ]
-    names = ("gguf_f16", "gguf_q8_0", "safetensors", "adapter")
+    names = ("gguf_f16", "gguf_q8_0", "safetensors", "adapter", "gguf_adapter")
     export = sized({"files": files, "formats": {name: {"perplexity": 2.0} for name in names}})
-    assert [export["formats"][name]["bytes"] for name in names] == [9, 5, 7, 1]
+    assert [export["formats"][name]["bytes"] for name in names] == [9, 5, 7, 1, 2]
     assert export["formats"]["adapter"]["perplexity"] == 2.0
 
 
