@@ -108,6 +108,7 @@ class _StraightThrough(torch.autograd.Function):
             return torch.nn.functional.linear(inputs, weight)
         # The same numbers from floats: torch's integer product is a plain loop on many CPUs, where
         # it made a forward pass some twenty times slower.
+        dtype = inputs.dtype
         if weight.act_pre_scale is not None:
             inputs = inputs * weight.act_pre_scale
         rounded = _choose_quant_func_and_quantize_tensor(
@@ -116,15 +117,13 @@ class _StraightThrough(torch.autograd.Function):
             scale=weight.act_quant_scale,
             zero_point=weight.act_quant_zero_point,
         )
-        return torch.nn.functional.linear(
-            rounded.dequantize(inputs.dtype), weight.dequantize(inputs.dtype)
-        )
+        return torch.nn.functional.linear(rounded.dequantize(dtype), weight.dequantize(dtype))
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         back = gradient @ ctx.quantized.dequantize().to(gradient.dtype)
         pre_scale = ctx.quantized.act_pre_scale
-        return (back if pre_scale is None else back * pre_scale), None
+        return (back if pre_scale is None else (back * pre_scale).to(back)), None
 
 
 def _in_dtype(weight: Any, dtype: torch.dtype) -> Any:

@@ -13,9 +13,10 @@ import torch
 
 from loradag.config.problems import LoradagError
 
-# Of the difference that seeing the other row makes. Attention makes
-# none of it, also in bfloat16; a state-space layer in four makes all of it.
-TOLERANCE = 0.1
+# Of the difference that seeing the other row makes. Attention makes none of it, also in bfloat16; a
+# state-space layer in four makes all of it. Between them is the rounding of activations, whose
+# scales or outliers depend on the other tokens of a batch: up to a fifth with int8.
+TOLERANCE = 0.5
 
 
 def verify_packing(model: Any, collator: Any, first: list[int], second: list[int]) -> None:

@@ -74,3 +74,20 @@ def test_the_options_round_the_inputs_of_an_integer_layer(granularity):
     got = torch.nn.functional.linear(inputs, rounded)
     assert not torch.equal(got, inputs)
     torch.testing.assert_close(got, expected, rtol=1e-2, atol=0.01 * float(peak.max()))
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_layers_of_rounded_activations_compute_in_the_models_dtype(
+    granularity, tiny_base, tmp_path
+):
+    chosen = options("static_w8a8", activation_granularity=granularity, activation_zero_point=False)
+    quantize_checkpoint(tiny_base, tmp_path, chosen, calibrate(tiny_base, tmp_path, ROWS, chosen))
+    logits = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = load_model(tmp_path, dtype)
+        with torch.inference_mode():
+            logits[dtype] = model(torch.tensor(ROWS)).logits
+        assert logits[dtype].dtype == dtype
+        assert all(gradient.isfinite().all() for gradient in lora_gradients(model).values())
+    error = (logits[torch.bfloat16].float() - logits[torch.float32]).norm()
+    assert error / logits[torch.float32].norm() < 0.05
