@@ -15,6 +15,18 @@ def register_layers(config: Any, layers: dict[type, type]) -> None:
     config._register_custom_module(layers)
 
 
+def is_targeted(config: Any, module: str) -> bool:
+    """Whether `config`, a `LoraConfig` with names or a pattern, adapts the module of a name.
+
+    Why: what a runtime cannot adapt must be known before the training.
+    `peft.tuners.tuners_utils.check_target_module_exists` has no documentation.
+    Unnecessary once peft tells which modules a configuration adapts, before it adapts them.
+    """
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    return bool(check_target_module_exists(config, module))
+
+
 def dequantized_weight(layer: torch.nn.Module) -> torch.Tensor:
     """The weight (out, in) that a base layer computes with, in float32, whatever its scheme.
 

@@ -111,9 +111,9 @@ def _check_converter(base: Path) -> None:
 def _check_adapted_layers(base: Path, adapter: Adapter) -> None:
     """llama.cpp's LoRA file is for the matrices in the blocks."""
     import torch
-    from peft.tuners.tuners_utils import check_target_module_exists
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from loradag.compat.peft import is_targeted
     from loradag.training.lora import lora_config
 
     if adapter.target_modules == "all-linear":  # without the output matrix
@@ -125,7 +125,7 @@ def _check_adapted_layers(base: Path, adapter: Adapter) -> None:
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     config = lora_config(adapter)
     for name, module in model.named_modules():
-        if module in ends and check_target_module_exists(config, name):
+        if module in ends and is_targeted(config, name):
             raise LoradagError(
                 f"adapter.target_modules: names {name}, and export.formats = gguf_adapter has "
                 "adapters of the matrices in the blocks alone. Leave it out, or export gguf or "

@@ -3,7 +3,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
 
-from loradag.compat.peft import dequantized_weight, pattern_value, register_layers
+from loradag.compat.peft import (
+    dequantized_weight,
+    is_targeted,
+    pattern_value,
+    register_layers,
+)
 from loradag.models.loading import load_model
 from loradag.quantization.conversion import quantize_checkpoint
 from tests.quantization.options import options
@@ -50,3 +55,12 @@ def test_a_dequantised_weight_is_what_the_layer_multiplies_by(scheme, tiny_base,
     # int8 rounds the inputs as well; a row of the identity has one value, so exactly.
     product = layer(torch.eye(layer.in_features)).T
     torch.testing.assert_close(product, weight, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("targets", [["up_proj", "layers.0.self_attn.q_proj"], r".*\.1\..*proj"])
+def test_the_targeted_modules_are_those_that_peft_adapts(tiny_base, targets):
+    model, config = load_model(tiny_base, torch.float32), LoraConfig(r=2, target_modules=targets)
+    names = [name for name, _ in model.named_modules()]
+    tuned = get_peft_model(model, config).get_base_model()
+    adapted = {name for name, module in tuned.named_modules() if isinstance(module, Linear)}
+    assert {name for name in names if is_targeted(config, name)} == adapted
