@@ -11,15 +11,16 @@ from loradag.runtime.report_keys import QuantizeReport
 
 
 def quantize(paths: Paths, quantize: Quantize) -> QuantizeReport:
+    from loradag.data.calibration_rows import read_calibration_rows
     from loradag.models.pinning import weights_folder
-    from loradag.quantization.calibration import calibrate, read_rows
+    from loradag.quantization.calibration import calibrate
     from loradag.quantization.conversion import measure_unquantized, quantize_checkpoint
 
     base, activations, calibrated = weights_folder(paths.base), None, None
     with replacing(paths.quantized) as folder:
         folder.mkdir()
         if quantize.scheme == "static_w8a8":
-            rows = read_rows(
+            rows = read_calibration_rows(
                 paths.prepared / "calibration.parquet",
                 quantize.calibration_rows or 0,
                 "quantize.scheme = static_w8a8",

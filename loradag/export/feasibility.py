@@ -11,9 +11,9 @@ from loradag.config.adapter import Adapter
 from loradag.config.export import is_mixed, listed
 from loradag.config.problems import LoradagError
 from loradag.config.sections import Config
+from loradag.data.calibration_rows import read_calibration_rows
 from loradag.export.gguf_adapter import linked_base
 from loradag.export.push import check_push
-from loradag.quantization.calibration import read_rows
 from loradag.runtime.paths import Paths
 
 # Gemma's sizes whose attention scale llama.cpp takes from width and heads, by their layers.
@@ -52,7 +52,7 @@ def check_before_training(paths: Paths, config: Config) -> None:
     """
     check_feasible(paths, config)
     if is_mixed(config.export):
-        read_rows(paths.prepared / "calibration.parquet", 1, "export.type")
+        read_calibration_rows(paths.prepared / "calibration.parquet", 1, "export.type")
 
 
 def _check_experts(base: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from loradag.config.export import Export, is_mixed
-from loradag.quantization.calibration import read_rows
+from loradag.data.calibration_rows import read_calibration_rows
 from loradag.runtime import Paths
 
 Array = np.ndarray[Any, Any]
@@ -81,5 +81,7 @@ def importance_for(export: Export, paths: Paths) -> Importance:
     from loradag.evaluation.parity import comparison_dtype
     from loradag.models.loading import load_model
 
-    rows = read_rows(paths.prepared / "calibration.parquet", export.calibration_rows, "export.type")
+    rows = read_calibration_rows(
+        paths.prepared / "calibration.parquet", export.calibration_rows, "export.type"
+    )
     return measure_importance(load_model(paths.merged, comparison_dtype(paths.merged)), rows)

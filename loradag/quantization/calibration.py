@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loradag.config.problems import LoradagError
-
 if TYPE_CHECKING:
     import torch
 
@@ -114,26 +112,6 @@ def calibrate(
         layers = [x["name"] for x in quantize_checkpoint(base, Path(name), weights)["layers"]]
         ranges = observe_ranges(load_model(Path(name), torch.float32), layers, rows, quantize)
     return {layer: choose_qparams(*ranges[layer], quantize) for layer in layers}
-
-
-def read_rows(path: Path, most: int, needed_by: str) -> list[list[int]]:
-    """Token ids of at most `most` of the rows that prepare set aside.
-
-    Args:
-        needed_by: the option that needs them, for the message.
-
-    Raises:
-        LoradagError: there are none.
-    """
-    import pyarrow.parquet as pq
-
-    rows: list[list[int]] = pq.read_table(path, columns=["input_ids"])["input_ids"].to_pylist()
-    if not rows:
-        raise LoradagError(
-            f"{needed_by}: there are no calibration rows. Raise prepare.calibration_fraction or "
-            f"the number of rows, or choose another {needed_by.split()[0]}, which needs none."
-        )
-    return rows[:most]
 
 
 def observe_ranges(

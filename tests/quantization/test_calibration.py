@@ -6,8 +6,9 @@ import torch
 from torchao.quantization import Int8Tensor
 
 from loradag.config.problems import LoradagError
+from loradag.data.calibration_rows import read_calibration_rows
 from loradag.quantization import affine
-from loradag.quantization.calibration import Observer, choose_qparams, read_rows
+from loradag.quantization.calibration import Observer, choose_qparams
 from tests.quantization.options import options, weights
 
 
@@ -88,4 +89,4 @@ def test_no_calibration_rows(tmp_path):
     table = pa.table({"input_ids": pa.array([], pa.list_(pa.int32()))})
     pq.write_table(table, tmp_path / "calibration.parquet")
     with pytest.raises(LoradagError, match="no calibration rows"):
-        read_rows(tmp_path / "calibration.parquet", 8, "quantize.scheme = static_w8a8")
+        read_calibration_rows(tmp_path / "calibration.parquet", 8, "quantize.scheme = static_w8a8")
