@@ -28,6 +28,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 repro: setup ## run the whole pipeline as params.yaml says; only what changed runs
+	@# DVC writes this file in place: a kill at that moment leaves it empty, and DVC then refuses.
+	@test -s .dvc/tmp/rwlock || rm -f .dvc/tmp/rwlock
 	$(RUN) dvc repro
 
 test: setup ## the tests, without the slow ones

@@ -185,6 +185,9 @@ def run_rounds(rounds: int, seed: int, start: str | None, folder: Path) -> int:
         moments = [(stage, random_.uniform(0, seconds[stage])) for stage in stages]
         killed = [f"{delay:.1f} s after {stage} began, in {hit}" for stage, delay in moments
                   if (hit := kill_in(repository, stage, delay))]  # fmt: skip
+        rwlock = repository.root / ".dvc/tmp/rwlock"
+        if rwlock.exists() and not rwlock.stat().st_size:
+            rwlock.unlink()  # as `make repro` does: DVC writes it in place
         output = repository.run("dvc", "repro")
         found = differences(expected, record(repository.root))
         print(

@@ -114,15 +114,20 @@ def llamafactory(python: str, paths: Paths, config: Config, scratch: Path) -> li
         "gradient_accumulation_steps": 1, "max_steps": STEPS, "learning_rate": 1e-3,
         "bf16": config.train.dtype == "bfloat16", "use_cpu": True,
         "include_num_input_tokens_seen": "non_padding",
-        "output_dir": str(scratch / "output"), "save_strategy": "no", "report_to": "none",
+        "output_dir": str(scratch / "output"), "overwrite_output_dir": True,
+        "save_strategy": "no", "report_to": "none",
         "disable_gradient_checkpointing": True, "disable_tqdm": True,
         **bits[config.quantize.scheme],
     }  # fmt: skip
     script = Path(__file__).parent / "peers/llamafactory_steps.py"
     done = subprocess.run(
-        [python, str(script), json.dumps(options)], stdout=subprocess.PIPE, check=True, text=True,
+        [python, str(script), json.dumps(options)], capture_output=True, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1]
+        print(f"{config.train.dtype} llamafactory {config.quantize.scheme} fails: {reason}")
+        return []
     return list(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -200,6 +205,7 @@ def main() -> None:
             speeds = {
                 key: statistics.median(tokens / seconds for seconds, tokens in found)
                 for key, found in steps.items()
+                if found
             }
             for (way, scheme), speed in sorted(speeds.items()):
                 none, ours_ = speeds[way, "none"], speeds["loradag", scheme]
