@@ -2,9 +2,9 @@
 #
 #     docker build -t loradag .                                          # with CUDA: PyPI's torch
 #     docker build -t loradag --build-arg TORCH_INDEX=URL .              # CPU: PyTorch's CPU index
-#     docker run --rm -v loradag:/work loradag dvc repro                 # add --gpus all
+#     docker run --rm -v loradag:/loradag loradag dvc repro                 # add --gpus all
 #
-# The image has the code and the libraries; what runs make is in the volume /work, a copy of the
+# The image has the code and the libraries; what runs make is in the volume /loradag, a copy of the
 # code on first use. Secrets come from the environment at run time (-e HF_TOKEN), never the image.
 FROM python:3.11-slim
 
@@ -12,12 +12,13 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends git make \
     && rm -rf /var/lib/apt/lists/*
 
-WORKDIR /work
+WORKDIR /loradag
 COPY pyproject.toml constraints.txt Makefile README.md ./
 COPY loradag loradag
 ARG TORCH_INDEX=
-RUN make setup TORCH_INDEX="$TORCH_INDEX" && rm -rf /root/.cache
+ENV PIP_NO_CACHE_DIR=1
+RUN make setup TORCH_INDEX="$TORCH_INDEX"
 COPY . .
 RUN .venv/bin/dvc config core.no_scm true
-ENV PATH=/work/.venv/bin:$PATH
+ENV PATH=/loradag/.venv/bin:$PATH
 CMD ["dvc", "repro"]

@@ -1,9 +1,11 @@
 """Tiny real things: a random Llama with a real tokenizer, and runs of real stages on it."""
 
+import http.server
 import importlib
 import os
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from loradag.runtime.report_files import check_report
 from loradag.runtime.stage import sections
 
 ROOT = Path(__file__).parents[1]
+HUB_TOKEN = "hf_secret_of_the_test"
+ServeHub = Callable[[type[http.server.BaseHTTPRequestHandler]], None]
 
 configure(Runtime(threads=int(os.environ.get("LORADAG_THREADS", 1)), device="cpu"))
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -123,3 +127,25 @@ def exportable(
     tuned.save_pretrained(paths.adapter)
     run_stages(paths, export_config, "merge")
     return paths
+
+
+@pytest.fixture
+def serve_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ServeHub]:
+    """Call it with a handler: on loopback, it answers what huggingface_hub asks from then on."""
+    from huggingface_hub import constants
+
+    servers = []
+
+    def start(handler: type[http.server.BaseHTTPRequestHandler]) -> None:
+        quiet = type("Quiet", (handler,), {"log_message": lambda *_: None})
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), quiet)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", HUB_TOKEN)
+
+    yield start
+    for server in servers:
+        server.shutdown()

@@ -52,7 +52,7 @@ class Start(Callback):
             start(config)
         except LoradagError as error:
             sys.exit(f"sweep: {error}")
-        except Exception:
+        except Exception:  # a defect: Hydra would run the jobs of a sweep that has not started
             traceback.print_exc()
             sys.exit(1)
 

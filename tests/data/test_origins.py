@@ -2,7 +2,6 @@
 
 import http.server
 import json
-import threading
 from dataclasses import replace
 from typing import Any
 
@@ -11,18 +10,15 @@ import pytest
 from loradag.config.problems import LoradagError
 from loradag.data import origins
 from loradag.data.origins import pinned_sources, resolve_origins
-from tests.conftest import run_stages, smoke_config
+from tests.conftest import HUB_TOKEN, run_stages, smoke_config
 
 HUB = smoke_config("prepare=hub", "prepare.id=someone/rows").prepare
 NAMED = {"source": "hub", "id": "someone/rows", "config": None, "revision": "main", "mix": None}
 
 
 @pytest.fixture
-def hub(monkeypatch):
+def hub(serve_hub):
     """Call it with what the hub answers, by revision: (status, error code, commit)."""
-    from huggingface_hub import constants
-
-    servers = []
 
     def start(**answers: tuple[int, str, str]) -> list[str]:
         asked: list[str] = []
@@ -41,20 +37,10 @@ def hub(monkeypatch):
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", "hf_secret_of_the_test")
+        serve_hub(Answer)
         return asked
 
-    yield start
-    for server in servers:
-        server.shutdown()
+    return start
 
 
 def test_a_branch_is_resolved_to_its_commit(hub, project) -> None:
@@ -67,7 +53,7 @@ def test_a_branch_is_resolved_to_its_commit(hub, project) -> None:
     assert [(source.split, source.revision) for source in sources] == [
         ("train", "c0ffee"), ("test", "c0ffee"),
     ]  # fmt: skip
-    assert "hf_secret" not in paths.source.read_text()
+    assert HUB_TOKEN not in paths.source.read_text()
 
 
 def test_each_data_set_of_a_mix_is_resolved_once(hub) -> None:
@@ -97,7 +83,7 @@ def test_each_answer_of_the_hub_has_its_line(hub, status, code, message) -> None
     hub(main=(status, code, ""))
     with pytest.raises(LoradagError, match=message) as caught:
         resolve_origins(**NAMED)
-    assert "hf_secret_of_the_test" not in str(caught.value)
+    assert HUB_TOKEN not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -3,8 +3,7 @@
 import base64
 import http.server
 import json
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,10 +11,9 @@ import pytest
 from loradag.config.problems import LoradagError
 from loradag.export.feasibility import check_feasible
 from loradag.runtime import Paths
-from tests.conftest import run_stages, smoke_config
+from tests.conftest import HUB_TOKEN, ServeHub, run_stages, smoke_config
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-SECRET = "hf_secret_of_the_test"
 Hub = Callable[..., list[tuple[str, Any]]]
 
 
@@ -27,11 +25,8 @@ def options(*overrides: str) -> Any:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hub(serve_hub: ServeHub) -> Hub:
     """Call it with the status that a request whose path contains a word is answered with."""
-    from huggingface_hub import constants
-
-    servers = []
 
     def start(status: int = 200, at: str = "") -> list[tuple[str, Any]]:
         requests: list[tuple[str, Any]] = []
@@ -39,7 +34,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         class Answer(http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-                assert self.headers["Authorization"] == f"Bearer {SECRET}"
+                assert self.headers["Authorization"] == f"Bearer {HUB_TOKEN}"
                 content = [json.loads(line) for line in body.splitlines()]
                 requests.append((self.path, content))
                 failed = status != 200 and at in self.path
@@ -57,20 +52,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
                                       for file in content[0]["files"]]}  # fmt: skip
                 return {"url": here, "commitUrl": f"{here}/commit/{COMMIT}", "commitOid": COMMIT}
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", SECRET)
+        serve_hub(Answer)
         return requests
 
-    yield start
-    for server in servers:
-        server.shutdown()
+    return start
 
 
 @pytest.mark.parametrize("formats", ["gguf", "[gguf,safetensors]"])
@@ -80,7 +65,7 @@ def test_the_export_is_uploaded_to_a_private_repository(
     requests = hub()
     report = run_stages(exportable, options(f"export.formats={formats}"), "export")["export"]
     assert report["pushed"] == {"repository": "someone/tuned", "commit": COMMIT}
-    assert SECRET not in json.dumps(report)
+    assert HUB_TOKEN not in json.dumps(report)
 
     created = next(body[0] for path, body in requests if path == "/api/repos/create")
     assert created["name"] == "tuned"
@@ -118,14 +103,14 @@ def test_a_refusal_is_one_message_and_loses_nothing(
     with pytest.raises(LoradagError, match=rf"export\.push = 'someone/tuned': .*{message}") as said:
         run_stages(exportable, options("export.formats=gguf"), "export")
     assert "\n" not in str(said.value)
-    assert SECRET not in str(said.value)
+    assert HUB_TOKEN not in str(said.value)
     if at == "commit":
         assert (exportable.export / "gguf/README.md").exists()
 
 
 @pytest.mark.parametrize(
     ("token", "offline", "message"),
-    [("", False, "HF_TOKEN is not set"), (SECRET, True, "HF_HUB_OFFLINE is set")],
+    [("", False, "HF_TOKEN is not set"), (HUB_TOKEN, True, "HF_HUB_OFFLINE is set")],
 )
 def test_no_token_and_no_network_are_refused_before_training(
     exportable: Paths, monkeypatch: pytest.MonkeyPatch, token: str, offline: bool, message: str

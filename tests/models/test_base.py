@@ -3,7 +3,6 @@
 import http.server
 import json
 import shutil
-import threading
 from dataclasses import replace
 
 import pytest
@@ -13,7 +12,7 @@ from loradag.checkpoints.safetensors_reader import count_parameters
 from loradag.config.problems import LoradagError
 from loradag.models.base import fetch_base
 from loradag.models.pinning import sha256, weights_folder
-from tests.conftest import smoke_config
+from tests.conftest import HUB_TOKEN, smoke_config
 
 TINY = smoke_config().model
 LOCAL = replace(TINY, source="local", config={})
@@ -75,11 +74,8 @@ def test_a_wrong_shape_is_named(tiny_base, tmp_path) -> None:
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
+def hub(serve_hub):
     """Call it with a status and the hub's error code; it then answers every request with them."""
-    from huggingface_hub import constants
-
-    servers = []
 
     def start(status: int, code: str) -> None:
         class Answer(http.server.BaseHTTPRequestHandler):
@@ -91,21 +87,9 @@ def hub(monkeypatch, tmp_path):
 
             do_HEAD = do_GET  # noqa: N815
 
-            def log_message(self, *_: object) -> None:
-                pass
+        serve_hub(Answer)
 
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        endpoint = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", "hf_secret_of_the_test")
-
-    yield start
-    for server in servers:
-        server.shutdown()
+    return start
 
 
 @pytest.mark.parametrize(
@@ -123,7 +107,7 @@ def test_each_answer_of_the_hub_has_its_line(hub, tmp_path, status, code, says) 
     model = replace(TINY, source="hub", id="someone/something", revision="main")
     with pytest.raises(LoradagError, match=says) as caught:
         fetch_base(model, tmp_path / "base")
-    assert "hf_secret_of_the_test" not in str(caught.value)
+    assert HUB_TOKEN not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
