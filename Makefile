@@ -23,7 +23,8 @@ setup: $(VENV)/.ready ## make .venv and install everything, pinned by constraint
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) $(addprefix --extra-index-url ,$(TORCH_INDEX)) -e '.[dev]'
+	@# compat: the project's folder is on the path, where DVC and Hydra look for conf and plugins.
+	$(PIP) $(addprefix --extra-index-url ,$(TORCH_INDEX)) --config-settings editable_mode=compat -e '.[dev]'
 	$(PIP) --no-deps $(EMBEDDED)
 	@touch $@
 
