@@ -1,6 +1,5 @@
 """What composes, what is refused, and in which words."""
 
-import importlib.metadata
 import os
 import subprocess
 import sys
@@ -205,14 +204,15 @@ def test_numbers_written_as_yaml_strings_are_numbers() -> None:
 
 def test_dvc_finds_the_configuration_of_an_installed_project(tmp_path) -> None:
     """`dvc exp run -S` imports `conf`, and Hydra its plugins, without the project as first path."""
-    try:
-        importlib.metadata.distribution("loradag")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("the project is not installed")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    modules = "conf, stages, hydra_plugins.loradag_optuna"
-    done = subprocess.run(
-        [sys.executable, "-c", f"import {modules}"], cwd=tmp_path, env=environment,
-        capture_output=True, text=True,
-    )  # fmt: skip
+
+    def run(code: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    if run("from importlib.metadata import distribution; distribution('loradag')").returncode:
+        pytest.skip("the project is not installed")
+    done = run("import conf, stages, hydra_plugins.loradag_optuna")
     assert done.returncode == 0, done.stderr
