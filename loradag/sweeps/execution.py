@@ -1,6 +1,8 @@
 """Run the DAG of one workspace so that no stage runs twice for the same inputs, whoever else runs.
 
-    python -m loradag.sweeps.execution WORKSPACE
+    python -m loradag.sweeps.execution WORKSPACE [PROJECT]
+
+With PROJECT, what the cache lacks comes from the DVC remote of that folder.
 
 DVC takes a stage from its run cache if another process has *finished* it. Here a process that is
 about to reproduce a stage first takes a lock that is named by the stage's run-cache key (a hash of
@@ -37,8 +39,12 @@ RECORD = ".loradag/execution.json"
 WAITING = ".loradag/waiting.txt"  # in a workspace: what it waits for, while it does
 
 
-def execute(workspace: Path) -> bool:
+def execute(workspace: Path, project: Path | None = None) -> bool:
     """Reproduce the stages in order, each under its lock; False after a stage that failed.
+
+    Args:
+        workspace: where they run.
+        project: whose DVC remote has stages that others have run; None: the cache is all there is.
 
     `RECORD` lists of each stage its `key`, whether it `ran` and the `seconds` that it took here,
     and which stage `failed`.
@@ -59,6 +65,8 @@ def execute(workspace: Path) -> bool:
         with _lock(pipeline.cache, stage.name, key if stage.cacheable else None):
             started = time.perf_counter()  # waiting for another job costs nothing
             try:
+                if project is not None and stage.cacheable:
+                    dvc.pull_files(project, key)
                 repo.reproduce(targets=[stage.name], single_item=True)
                 recorded = dvc.read_lock(Path())[stage.name]
                 check_key(stage.name, inputs, recorded, pipeline.cache)
@@ -173,4 +181,4 @@ def end_with_parent() -> None:
 
 if __name__ == "__main__":
     end_with_parent()
-    sys.exit(0 if execute(Path(sys.argv[1])) else 1)
+    sys.exit(0 if execute(*map(Path, sys.argv[1:])) else 1)
