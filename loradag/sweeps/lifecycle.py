@@ -93,7 +93,10 @@ def start(config: DictConfig) -> None:
         lock.acquire(timeout=0)
     except Timeout as error:
         shutil.rmtree(source)
-        raise LoradagError("this sweep runs already, in another process. Wait for it.") from error
+        raise LoradagError(
+            "this sweep runs already, in another process. Wait for it, or, if that was on a host "
+            f"that has died, delete {lock.lock_file}."
+        ) from error
     _running["lock"] = lock
     # Of an earlier run of the same sweep. Its results are in the cache; a search continues in it.
     if folder.exists() and options is None:
