@@ -5,6 +5,7 @@ import http.client
 import http.server
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -21,11 +22,14 @@ from typing import Any
 
 import pytest
 import requests
+import yaml
+from mlflow.cli import server as mlflow_server
 
 from loradag.config.problems import LoradagError
 from loradag.runtime import Paths
 from loradag.tracking.live import live_callback
 from loradag.tracking.publish import publish
+from tests.conftest import ROOT
 
 STEPS = 30
 SECRET = "secret_of_the_test"
@@ -287,3 +291,20 @@ def test_credentials_come_from_mlflows_variables_and_go_nowhere_else(
         assert not file.is_file() or SECRET.encode() not in file.read_bytes(), file
     shown = [str(refused.value), *capfd.readouterr(), str(run.to_dictionary())]
     assert SECRET not in "".join(shown)
+
+
+def test_the_compose_file_takes_pinned_versions_and_every_secret_from_outside() -> None:
+    text = (ROOT / "docs/compose.yaml").read_text()
+    pinned = set((ROOT / "constraints.txt").read_text().splitlines())
+    for package, version in re.findall(r"'([\w-]+)(?:\[\w+\])?(==[\d.]+)'", text):
+        assert f"{package}{version}" in pinned
+    services = yaml.safe_load(text)["services"]
+    for service in services.values():
+        for name, value in service["environment"].items():
+            if re.search("PASSWORD|SECRET|URI", name):
+                assert "${" in value, name
+    # Every option is one of MLflow's.
+    command = services["mlflow"]["command"]
+    assert command[:2] == ["mlflow", "server"]
+    known = {option for parameter in mlflow_server.params for option in parameter.opts}
+    assert {word for word in command if word.startswith("--")} <= known
