@@ -55,7 +55,8 @@ def run_job(params: dict[str, Any], folder: Path, number: int, overrides: list[s
         log.info("#%d %s: started", number, job.name)
         with claim_gpu(sweep.gpus, f"#{number}") as gpu:
             environment = _environment(sweep, job, gpu)
-            job.failure, job.pruned = _execute(workspace, place / "job.log", environment, number)
+            folders = [str(workspace)] + [sweep.project] * sweep.remote
+            job.failure, job.pruned = _execute(folders, place / "job.log", environment, number)
         _collect(workspace, job)
     except LoradagError as error:
         job.failure = str(error)
@@ -89,13 +90,17 @@ def _environment(sweep: SweepRecord, job: JobRecord, gpu: str | None) -> dict[st
 
 
 def _execute(
-    workspace: Path, output: Path, environment: dict[str, str], number: int
+    folders: list[str], output: Path, environment: dict[str, str], number: int
 ) -> tuple[str | None, str | None]:
-    """Run the DAG in a process of its own; returns why it failed, and why it was pruned."""
-    waiting, pruned = "", None
+    """Run the DAG in a process of its own; returns why it failed, and why it was pruned.
+
+    Args:
+        folders: the workspace, and the project if stages may come from its DVC remote.
+    """
+    workspace, waiting, pruned = Path(folders[0]), "", None
     with output.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "loradag.sweeps.execution", str(workspace)],
+            [sys.executable, "-m", "loradag.sweeps.execution", *folders],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=file,
