@@ -13,7 +13,9 @@ from loradag.config.problems import ConfigError, LoradagError
 from loradag.config.validation import load_config, validate
 from tests.conftest import ROOT
 
-GROUPS = ("model", "prepare", "quantize", "adapter", "train", "evaluate", "merge", "export")
+GROUPS = (
+    "model", "prepare", "quantize", "adapter", "train", "launch", "evaluate", "merge", "export",
+)  # fmt: skip
 OPTIONS = [
     (group, path.stem)
     for group in GROUPS
@@ -33,6 +35,7 @@ COMPANIONS = {
     ("adapter", "loftq"): ["merge.base=dequantized"],
     ("train", "bitnet"): ["quantize=none", "adapter=none"],
     ("train", "qat"): ["quantize=none"],
+    **{("launch", name): ["train.batch_size=2"] for name in ("ddp", "fsdp", "deepspeed")},
 }
 
 

@@ -128,7 +128,7 @@ def _end_with(pid: int) -> None:
     """End this process, if it is a launcher's worker, as soon as the sweep is gone, even killed.
 
     A worker of joblib would wait for another job for five minutes; what it runs ends with it
-    (`execution.end_with_parent`). The sweep itself outlives the shell that started it (`nohup`).
+    (`end_with_parent`). The sweep itself outlives the shell that started it (`nohup`).
     """
     if os.getpid() == pid:
         return

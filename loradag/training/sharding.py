@@ -1,0 +1,100 @@
+"""Dividing a model among processes: FSDP2 and DeepSpeed's ZeRO, as transformers takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType, broadcast_object_list
+
+from loradag.config.launch import Launch
+from loradag.config.train import Train
+
+T = TypeVar("T")
+
+
+def sharding_options(launch: Launch, train: Train) -> dict[str, Any]:
+    """Those options of transformers' `TrainingArguments` that depend on the strategy.
+
+    FSDP recomputes activations by itself: transformers' way would gather the weights once more.
+    """
+    is_full = launch.sharding == "full_shard"
+    if launch.strategy == "fsdp":
+        config = {
+            "version": 2,
+            "reshard_after_forward": is_full,
+            "cpu_offload": launch.offload,
+            "activation_checkpointing": train.gradient_checkpointing,
+            "state_dict_type": "FULL_STATE_DICT",
+        }
+        return {"fsdp": True, "fsdp_config": config, "gradient_checkpointing": False}
+    options: dict[str, Any] = {"gradient_checkpointing": train.gradient_checkpointing}
+    if launch.strategy == "deepspeed":
+        options["deepspeed"] = deepspeed_config(launch)
+    return options
+
+
+def deepspeed_config(launch: Launch) -> dict[str, Any]:
+    """DeepSpeed's configuration; "auto" is what the trainer's own arguments are."""
+    is_full = launch.sharding == "full_shard"
+    zero: dict[str, Any] = {"stage": 3 if is_full else 2}
+    if is_full:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    if launch.offload:
+        zero |= {
+            f"offload_{part}": {"device": "cpu"} for part in ("optimizer", "param")[: 1 + is_full]
+        }
+    return {
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # the optimizer is train.optimizer
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto"},
+        "gradient_clipping": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "train_batch_size": "auto",
+    }
+
+
+def from_first(compute: Callable[[], T]) -> T:
+    """What `compute` returns in the first process, in every process.
+
+    The processes are connected since the trainer's arguments were made.
+    """
+    result = [compute() if PartialState().is_main_process else None]
+    first: T = broadcast_object_list(result)[0]
+    return first
+
+
+def launched(trainer: Any) -> tuple[str, int]:
+    """The strategy that trained, and its processes, as accelerate has them."""
+    state = trainer.accelerator.state
+    names = {
+        DistributedType.NO: "single",
+        DistributedType.FSDP: "fsdp",
+        DistributedType.DEEPSPEED: "deepspeed",
+    }
+    return names.get(state.distributed_type, "ddp"), state.num_processes
+
+
+def gather_weights(trainer: Any) -> None:
+    """Give the model of the first process its full weights, on the CPU, where it was divided.
+
+    Every process takes part. The frozen weights of a 4-bit base stay divided: nobody writes them.
+    """
+    if launched(trainer)[0] not in ("fsdp", "deepspeed"):
+        return
+    accelerator, model = trainer.accelerator, trainer.model
+    state = accelerator.get_state_dict(trainer.model_wrapped)
+    if not accelerator.is_main_process:
+        return
+    for name, parameter in list(model.named_parameters()):
+        if hasattr(parameter, "quant_state"):
+            continue
+        full = state[name.replace("_checkpoint_wrapped_module.", "")]
+        module, _, leaf = name.rpartition(".")
+        whole = torch.nn.Parameter(full, requires_grad=parameter.requires_grad)
+        setattr(model.get_submodule(module), leaf, whole)
