@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-
-import torch
-from datasets import Dataset
+from typing import TYPE_CHECKING
 
 from loradag.config.adapter import Adapter
 from loradag.config.launch import Launch
 from loradag.config.train import Train
 from loradag.models.device import device
-from loradag.models.tokenizer import load_tokenizer
 from loradag.runtime import Paths, peak_memory_bytes, replacing
 from loradag.runtime.report_keys import TrainReport
-from loradag.tracking.live import live_callback
-from loradag.training.curve import curves_callback, final_loss, loss_at, write_curves
-from loradag.training.method import load_trainable
 from loradag.training.naming import method_name
-from loradag.training.resume import last_checkpoint, step_of
-from loradag.training.sharding import from_first, gather_weights, launched
-from loradag.training.trainer import computed_dtype, make_trainer
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
 
 
 def fit(
@@ -36,7 +31,15 @@ def fit(
     rows: Dataset,
     held_out: Dataset,
 ) -> TrainReport:
-    """The training, in each of the processes of `launch`; the first of them writes."""
+    """Train in one of the processes of `launch`; the first of them writes."""
+    from loradag.models.tokenizer import load_tokenizer
+    from loradag.tracking.live import live_callback
+    from loradag.training.curve import curves_callback, final_loss, loss_at, write_curves
+    from loradag.training.method import load_trainable
+    from loradag.training.resume import last_checkpoint, step_of
+    from loradag.training.sharding import from_first, gather_weights, launched
+    from loradag.training.trainer import computed_dtype, make_trainer
+
     trainable = load_trainable(paths, adapter, train, seed, dtype, checkpoints)
     trainer = make_trainer(
         trainable.model, load_tokenizer(paths.base), rows, held_out, train, launch, seed, dtype,
@@ -55,7 +58,6 @@ def fit(
         write_curves(paths, trainer.state.log_history)
 
     resumed = step_of(checkpoint) if checkpoint else 0
-    strategy, processes = launched(trainer)
     state = trainer.state
     kept = state.best_global_step if train.keep == "best" else state.global_step
     return {
@@ -75,7 +77,7 @@ def fit(
         "resumed_from_step": resumed,
         "dtype": computed_in,
         "device": device(),
-        "launch": strategy,
-        "processes": processes,
+        "launch": launched(trainer),
+        "processes": trainer.args.world_size,
         "checkpoint_key": key,
     }

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from loradag.config.launch import Launch
 from loradag.config.problems import LoradagError
+from loradag.config.sections import Runtime
 from loradag.runtime.environment import configure, divided_threads
 from loradag.runtime.parent import end_with_parent
 
@@ -51,6 +52,7 @@ def run_ranks(launch: Launch, function: Callable[..., T], *arguments: Any) -> di
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # raised, see below
     here = launch.processes // launch.machines
     environment: dict[str, Any] = divided_threads(here)
+    environment["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # advice on DDP, from every process
     if launch.strategy == "fsdp":  # as `accelerate launch` does: it decides which backends start
         environment |= {
             "ACCELERATE_USE_FSDP": "true",
@@ -104,13 +106,11 @@ def _rendezvous(launch: Launch) -> dict[str, Any]:
 
 def _rank(function: Callable[..., T], *arguments: Any) -> T:
     """The function of one process."""
+    end_with_parent()
+    configure(Runtime(threads=None, device="auto"))  # the parent's environment decides both
     import datasets
     import torch
 
-    from loradag.config.sections import Runtime
-
-    end_with_parent()
-    configure(Runtime(threads=None, device="auto"))  # the parent's environment decides both
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if os.environ["RANK"] != "0":

@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import broadcast_object_list
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
-from loradag.config.launch import Launch
+from loradag.config.launch import ENGINES, Launch
 from loradag.config.train import Train
 
 T = TypeVar("T")
@@ -69,15 +71,13 @@ def from_first(compute: Callable[[], T]) -> T:
     return first
 
 
-def launched(trainer: Any) -> tuple[str, int]:
-    """The strategy that trained, and its processes, as accelerate has them."""
-    state = trainer.accelerator.state
-    names = {
-        DistributedType.NO: "single",
-        DistributedType.FSDP: "fsdp",
-        DistributedType.DEEPSPEED: "deepspeed",
-    }
-    return names.get(state.distributed_type, "ddp"), state.num_processes
+def launched(trainer: Any) -> str:
+    """The strategy by which the model was trained, by what wraps it."""
+    if trainer.is_deepspeed_enabled:
+        return "deepspeed"
+    if isinstance(trainer.model, FSDPModule):
+        return "fsdp"
+    return "ddp" if isinstance(trainer.model_wrapped, DistributedDataParallel) else "single"
 
 
 def gather_weights(trainer: Any) -> None:
@@ -85,7 +85,7 @@ def gather_weights(trainer: Any) -> None:
 
     Every process takes part. The frozen weights of a 4-bit base stay divided: nobody writes them.
     """
-    if launched(trainer)[0] not in ("fsdp", "deepspeed"):
+    if launched(trainer) not in ENGINES:
         return
     accelerator, model = trainer.accelerator, trainer.model
     state = accelerator.get_state_dict(trainer.model_wrapped)

@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
+from loradag.compat.accelerate import shard_on_cpu
 from loradag.compat.trl import keep_trained_parameters
 from loradag.config.launch import Launch, share_of
 from loradag.config.problems import LoradagError
@@ -186,41 +187,44 @@ def make_trainer(
     restore = keep_trained_parameters(model)
     stopping = train.early_stopping
     batch_size, accumulation = share_of(train, launch.processes)
+    arguments = SFTConfig(
+        output_dir=str(checkpoints),
+        max_steps=train.max_steps or -1,
+        num_train_epochs=train.epochs,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.scheduler,
+        warmup_steps=train.warmup_steps,
+        optim=train.optimizer,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        packing=train.packing,
+        eval_packing=False,
+        max_length=train.packing_tokens if train.packing else None,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        use_cpu=model.device.type == "cpu",
+        seed=seed,
+        logging_steps=train.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,  # else a NaN is logged as the average of the others
+        include_num_input_tokens_seen="non_padding",
+        eval_strategy="steps",
+        eval_steps=train.eval_steps or sys.maxsize,  # the last step is evaluated in any case
+        metric_for_best_model="eval_loss",
+        load_best_model_at_end=train.keep == "best",
+        restore_callback_states_from_checkpoint=True,  # the patience that is left
+        save_steps=train.checkpoint_steps,
+        save_total_limit=2,
+        report_to="none",
+        **sharding_options(launch, train),
+    )
+    if launch.strategy == "fsdp":
+        shard_on_cpu()
     trainer = Trainer(
         model=model,
-        args=SFTConfig(
-            output_dir=str(checkpoints),
-            max_steps=train.max_steps or -1,
-            num_train_epochs=train.epochs,
-            per_device_train_batch_size=batch_size,
-            gradient_accumulation_steps=accumulation,
-            learning_rate=train.learning_rate,
-            lr_scheduler_type=train.scheduler,
-            warmup_steps=train.warmup_steps,
-            optim=train.optimizer,
-            weight_decay=train.weight_decay,
-            max_grad_norm=train.max_grad_norm,
-            packing=train.packing,
-            eval_packing=False,
-            max_length=train.packing_tokens if train.packing else None,
-            bf16=dtype == torch.bfloat16,
-            fp16=dtype == torch.float16,
-            use_cpu=model.device.type == "cpu",
-            seed=seed,
-            logging_steps=train.logging_steps,
-            logging_first_step=True,
-            logging_nan_inf_filter=False,  # else a NaN is logged as the average of the others
-            include_num_input_tokens_seen="non_padding",
-            eval_strategy="steps",
-            eval_steps=train.eval_steps or sys.maxsize,  # the last step is evaluated in any case
-            metric_for_best_model="eval_loss",
-            load_best_model_at_end=train.keep == "best",
-            restore_callback_states_from_checkpoint=True,  # the patience that is left
-            save_steps=train.checkpoint_steps,
-            save_total_limit=2,
-            report_to="none",
-            **sharding_options(launch, train),
-        ),
+        args=arguments,
         train_dataset=rows,
         eval_dataset=held_out,
         processing_class=tokenizer,
