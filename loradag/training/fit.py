@@ -11,6 +11,7 @@ from loradag.config.launch import Launch
 from loradag.config.train import Train
 from loradag.models.device import device
 from loradag.runtime import Paths, peak_memory_bytes, replacing
+from loradag.runtime.environment import DEVICE
 from loradag.runtime.report_keys import TrainReport
 from loradag.training.naming import method_name
 
@@ -32,15 +33,18 @@ def fit(
     held_out: Dataset,
 ) -> TrainReport:
     """Train in one of the processes of `launch`; the first of them writes."""
+    from accelerate.utils import patch_environment
+
     from loradag.models.tokenizer import load_tokenizer
     from loradag.tracking.live import live_callback
     from loradag.training.curve import curves_callback, final_loss, loss_at, write_curves
     from loradag.training.method import load_trainable
     from loradag.training.resume import last_checkpoint, step_of
-    from loradag.training.sharding import from_first, gather_weights, launched
+    from loradag.training.sharding import from_first, gather_trained, launched
     from loradag.training.trainer import computed_dtype, make_trainer
 
     trainable = load_trainable(paths, adapter, train, seed, dtype, checkpoints)
+    trained, total = trainable.count_parameters()
     trainer = make_trainer(
         trainable.model, load_tokenizer(paths.base), rows, held_out, train, launch, seed, dtype,
         checkpoints, [live_callback(paths, key), curves_callback(paths)],
@@ -50,9 +54,12 @@ def fit(
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
     computed_in = computed_dtype(trainer, dtype)
-    trained, total = trainable.count_parameters()
-    gather_weights(trainer)
+    gathered = gather_trained(trainer)
     if trainer.is_world_process_zero():
+        if gathered is not None:  # a model to write them from, for the one that trained is divided
+            with patch_environment(**{DEVICE: "cpu"}):
+                trainable = load_trainable(paths, adapter, train, seed, dtype, checkpoints)
+            trainable.set_trained(gathered)
         with replacing(paths.adapter) as folder:
             trainable.save(folder)
         write_curves(paths, trainer.state.log_history)

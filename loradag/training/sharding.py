@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from loradag.config.launch import ENGINES, Launch
+from loradag.config.launch import Launch
 from loradag.config.train import Train
 
 T = TypeVar("T")
@@ -80,21 +80,17 @@ def launched(trainer: Any) -> str:
     return "ddp" if isinstance(trainer.model_wrapped, DistributedDataParallel) else "single"
 
 
-def gather_weights(trainer: Any) -> None:
-    """Give the model of the first process its full weights, on the CPU, where it was divided.
+def gather_trained(trainer: Any) -> Mapping[str, Any] | None:
+    """The full trained parameters by name, on the CPU, where the processes divided the model.
 
-    Every process takes part. The frozen weights of a 4-bit base stay divided: nobody writes them.
+    Every process takes part; the first one has them. None: the model is not divided.
     """
-    if launched(trainer) not in ENGINES:
-        return
-    accelerator, model = trainer.accelerator, trainer.model
-    state = accelerator.get_state_dict(trainer.model_wrapped)
-    if not accelerator.is_main_process:
-        return
-    for name, parameter in list(model.named_parameters()):
-        if hasattr(parameter, "quant_state"):
-            continue
-        full = state[name.replace("_checkpoint_wrapped_module.", "")]
-        module, _, leaf = name.rpartition(".")
-        whole = torch.nn.Parameter(full, requires_grad=parameter.requires_grad)
-        setattr(model.get_submodule(module), leaf, whole)
+    strategy = launched(trainer)
+    if strategy == "deepspeed":
+        return dict(trainer.accelerator.get_state_dict(trainer.model_wrapped))
+    if strategy == "fsdp":
+        options = StateDictOptions(
+            full_state_dict=True, cpu_offload=True, ignore_frozen_params=True
+        )
+        return dict(get_model_state_dict(trainer.model, options=options))
+    return None

@@ -14,6 +14,7 @@ from transformers import EarlyStoppingCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
 from loradag.compat.accelerate import shard_on_cpu
+from loradag.compat.bitsandbytes import store_as
 from loradag.compat.trl import keep_trained_parameters
 from loradag.config.launch import Launch, share_of
 from loradag.config.problems import LoradagError
@@ -222,6 +223,7 @@ def make_trainer(
     )
     if launch.strategy == "fsdp":
         shard_on_cpu()
+        store_as(model, dtype)
     trainer = Trainer(
         model=model,
         args=arguments,
