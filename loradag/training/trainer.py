@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
 from loradag.compat.accelerate import shard_on_cpu
 from loradag.compat.bitsandbytes import store_as
+from loradag.compat.torch import leave_frozen_parameters
 from loradag.compat.trl import keep_trained_parameters
 from loradag.config.launch import Launch, share_of
 from loradag.config.problems import LoradagError
@@ -23,6 +25,7 @@ from loradag.data.rows import Rows, read_rows
 from loradag.evaluation.perplexity import score
 from loradag.models.precision import verify_dtype
 from loradag.runtime import Paths
+from loradag.training.batches import spread
 from loradag.training.guards import IGNORED, Guards, check_labels, check_optimizer
 from loradag.training.packing import verify_packing
 from loradag.training.processes import machine_rank
@@ -114,6 +117,12 @@ class Trainer(SFTTrainer):
     """
 
     control: Any
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        loader: DataLoader[Any] = super().get_train_dataloader()
+        if self.args.world_size > 1:
+            spread(loader, self.processing_class.pad_token_id)
+        return loader
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         self.model.eval()  # each training step sets it back
@@ -224,6 +233,8 @@ def make_trainer(
     if launch.strategy == "fsdp":
         shard_on_cpu()
         store_as(model, dtype)
+    if launch.strategy == "ddp":
+        leave_frozen_parameters(model)
     trainer = Trainer(
         model=model,
         args=arguments,
