@@ -25,7 +25,7 @@ from loradag.data.rows import Rows, read_rows
 from loradag.evaluation.perplexity import score
 from loradag.models.precision import verify_dtype
 from loradag.runtime import Paths
-from loradag.training.batches import spread
+from loradag.training.batches import accepting_no_rows, spread
 from loradag.training.guards import IGNORED, Guards, check_labels, check_optimizer
 from loradag.training.packing import verify_packing
 from loradag.training.processes import machine_rank
@@ -121,7 +121,7 @@ class Trainer(SFTTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         loader: DataLoader[Any] = super().get_train_dataloader()
         if self.args.world_size > 1:
-            spread(loader, self.processing_class.pad_token_id)
+            spread(loader)
         return loader
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -247,6 +247,7 @@ def make_trainer(
             Stopping(stopping.patience or sys.maxsize, stopping.threshold),
         ],
     )
+    trainer.data_collator = accepting_no_rows(trainer.data_collator, tokenizer.pad_token_id)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LossBar())
     restore()
