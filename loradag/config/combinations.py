@@ -253,12 +253,31 @@ def _launch_rules(config: Config) -> Iterable[Problem]:
             f"{launch.strategy}",
             "Take launch=fsdp or launch=deepspeed, or set launch.sharding=null.",
         )  # fmt: skip
+    if launch.strategy in ENGINES:
+        yield from _divided_model_rules(config)
     if launch.offload and launch.strategy not in ENGINES:
         yield Problem(
             "launch.offload", True,
             f"moves divided weights to the CPU, and launch.strategy = {launch.strategy} divides "
             "none",
             "Take launch=fsdp or launch=deepspeed, or set launch.offload=false.",
+        )  # fmt: skip
+
+
+def _divided_model_rules(config: Config) -> Iterable[Problem]:
+    strategy, quantize, train = config.launch.strategy, config.quantize, config.train
+    if quantize.scheme not in ("none", "nf4", "fp4"):
+        yield Problem(
+            "launch.strategy", strategy,
+            f"cannot divide the weights of quantize.scheme = {quantize.scheme}",
+            "Take quantize=nf4, fp4 or none, or launch=ddp.",
+        )  # fmt: skip
+    if strategy == "fsdp" and train.optimizer.endswith(("_8bit", "_32bit")):
+        yield Problem(
+            "train.optimizer", train.optimizer,
+            "is bitsandbytes', which cannot update the divided parameters of launch.strategy = "
+            "fsdp",
+            "Set train.optimizer=adamw_torch, or take launch=ddp.",
         )  # fmt: skip
 
 

@@ -18,14 +18,14 @@ from loradag.compat.accelerate import shard_on_cpu
 from loradag.compat.bitsandbytes import store_as
 from loradag.compat.torch import leave_frozen_parameters
 from loradag.compat.trl import keep_trained_parameters
-from loradag.config.launch import Launch, share_of
+from loradag.config.launch import Launch
 from loradag.config.problems import LoradagError
 from loradag.config.train import Train
 from loradag.data.rows import Rows, read_rows
 from loradag.evaluation.perplexity import score
 from loradag.models.precision import verify_dtype
 from loradag.runtime import Paths
-from loradag.training.batches import accepting_no_rows, spread
+from loradag.training.batches import accepting_no_rows, share_of, spread
 from loradag.training.guards import IGNORED, Guards, check_labels, check_optimizer
 from loradag.training.packing import verify_packing
 from loradag.training.processes import machine_rank
