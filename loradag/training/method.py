@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,12 @@ class Trainable:
         """Write the adapter, or the full checkpoint, as safetensors."""
         self.model.config.use_cache = True  # the trainer switched it off; checkpoints record it
         self.write(self.model, folder)
+
+    def set_trained(self, values: Mapping[str, Any]) -> None:
+        """Give each trainable parameter its value of that name."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                parameter.data = values[name]
 
     def count_parameters(self) -> tuple[int, int]:
         """How many parameters are trained, and how many there are."""
