@@ -14,6 +14,7 @@ from loradag.config.sections import Config
 from loradag.data.calibration_rows import read_calibration_rows
 from loradag.export.compressed import plan_compression
 from loradag.export.gguf_adapter import linked_base
+from loradag.export.gguf_format import FLOAT_TYPES
 from loradag.export.push import check_push
 from loradag.runtime.paths import Paths
 
@@ -45,10 +46,15 @@ def check_feasible(paths: Paths, config: Config) -> None:
                 "export=safetensors."
             )
         plan_compression(paths.base, config.export.compressed)
-    if is_mixed(config.export) and (experts := _find_experts(paths.base)):
+    rounded = [type for type in listed(config.export.type) if type not in FLOAT_TYPES]
+    if "gguf" in formats and rounded and (experts := _find_experts(paths.base)):
+        missing = (
+            "the importance of whose columns is not measured"
+            if is_mixed(config.export)
+            else f"whose rounding to {rounded[0]} is not verified"
+        )
         raise LoradagError(
-            f"export.type: {experts}, the importance of whose columns is not measured. Take "
-            "export.type=f16 or export=safetensors."
+            f"export.type: {experts}, {missing}. Take export.type=f16 or export=safetensors."
         )
 
 
