@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from loradag.evaluation.samples import greedy_ids
 from loradag.models.device import compute_dtype, device
-from loradag.models.placement import SPARE, free_bytes, weight_bytes
+from loradag.models.placement import SPARE, free_bytes, input_device, weight_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -185,7 +185,7 @@ def _logits(model: Any, probe: Probe) -> Iterator[torch.Tensor]:
 
     for ids in probe.sequences:
         with torch.inference_mode():
-            yield model(torch.tensor([ids], device=model.device)).logits[0].float().cpu()
+            yield model(torch.tensor([ids], device=input_device(model))).logits[0].float().cpu()
 
 
 def _nll(log_probabilities: torch.Tensor, ids: list[int]) -> torch.Tensor:

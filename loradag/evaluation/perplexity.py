@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from loradag.models.placement import input_device
+
 if TYPE_CHECKING:
     import torch
 
@@ -125,7 +127,7 @@ def score(
                 torch.from_numpy(np.stack([np.pad(one, (0, longest - len(one))) for one in part]))
                 for part in ([w.ids.astype(np.int64) for w in batch], [w.scored for w in batch])
             )
-            nll = token_nll(model, ids.to(model.device)).cpu()
+            nll = token_nll(model, ids.to(input_device(model))).cpu()
             nll_sum += float((nll.double() * scored[:, 1:]).sum())
             tokens += int(scored[:, 1:].sum())
             bar.update(len(batch))

@@ -3,6 +3,7 @@
 from typing import Any, TypedDict
 
 from loradag.data.templates import encode_prompt
+from loradag.models.placement import input_device
 
 
 class Sample(TypedDict):
@@ -35,7 +36,7 @@ def greedy_ids(model: Any, ids: list[int], max_new_tokens: int) -> list[int]:
     """The token ids that `model` continues `ids` with, EOS included."""
     import torch
 
-    given = torch.tensor([ids], device=model.device)
+    given = torch.tensor([ids], device=input_device(model))
     with torch.inference_mode():
         generated = model.generate(
             input_ids=given,

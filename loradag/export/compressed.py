@@ -25,6 +25,7 @@ from loradag.checkpoints.model_files import copy_all_but_weights
 from loradag.checkpoints.safetensors_reader import read_entries, read_tensors
 from loradag.checkpoints.safetensors_writer import AppendingWriter
 from loradag.config.problems import LoradagError
+from loradag.models.placement import change_weight
 from loradag.quantization.lattice import read_lattice
 
 if TYPE_CHECKING:
@@ -161,8 +162,7 @@ def write_compressed(merged: Path, folder: Path, option: str, max_shard_size: st
 def round_compressed(model: Any, compression: Compression) -> None:
     """Round the weights of a transformers model in place, as its checkpoint stores them."""
     for name in compression.layers:
-        weight = model.get_submodule(name).weight
-        weight.data.copy_(compression.rounded(weight.data))
+        change_weight(model.get_submodule(name), compression.rounded)
 
 
 @contextmanager

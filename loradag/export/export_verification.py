@@ -31,7 +31,6 @@ from loradag.export.reference import (
     compute_reference,
 )
 from loradag.export.runtimes import measure_in_llamacpp, measure_in_transformers
-from loradag.models.device import device
 from loradag.models.pinning import weights_folder
 from loradag.models.tokenizer import load_tokenizer
 from loradag.runtime import Paths
@@ -154,7 +153,6 @@ class Verification:
             self.inputs,
             scratch,
             dtype=self.reference.dtype,
-            device=device(),
             base=weights_folder(self.paths.base) if adapter else None,
             quantization=base_quantization(self.paths) if adapter else None,
         )

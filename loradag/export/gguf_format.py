@@ -26,6 +26,7 @@ from loradag.compat.llamacpp import quantize_rows
 from loradag.config.problems import LoradagError
 from loradag.export.importance import Importance
 from loradag.export.mixtures import FALLBACKS, SUPER_BLOCK, Mixture, read_mixture
+from loradag.models.placement import change_weight
 from loradag.quantization.lattice import Lattice, read_lattice
 from loradag.runtime.environment import threads
 
@@ -205,27 +206,37 @@ def round_weights(
     """
     import torch
 
-    names = {id(module): name for name, module in model.named_modules()}
     embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
-    done = set()
+
+    def change(name: str, is_end: bool, transposed: bool, weight: torch.Tensor) -> torch.Tensor:
+        exact = weight.float().cpu()
+        if stored:
+            kind, importance = stored(name, _columns(weight, transposed))
+            restored = _rounded_by_importance(exact, kind, transposed, importance)
+        else:
+            kind = "f16" if type.startswith("tq") and is_end else type
+            restored = rounded(exact, kind, transposed, lattice)
+        if not torch.isfinite(restored).all():
+            raise LoradagError(
+                f"export.type = {type}: {name} has weights of up to {weight.abs().max():.3g}, too "
+                "large for the type. Lower train.learning_rate, or take export.type=bf16."
+            )
+        return restored
+
+    names = _stored_names(model)
     for module, transposed in matrices(model):
-        weight = module.weight
-        if weight.data_ptr() not in done:
-            exact = weight.data.float().cpu()
-            if stored:
-                kind, importance = stored(names[id(module)], _columns(weight, transposed))
-                restored = _rounded_by_importance(exact, kind, transposed, importance)
-            else:
-                kind = "f16" if type.startswith("tq") and module in embeddings else type
-                restored = rounded(exact, kind, transposed, lattice)
-            if not torch.isfinite(restored).all():
-                raise LoradagError(
-                    f"export.type = {type}: {names[id(module)]} has weights of up to "
-                    f"{weight.abs().max():.3g}, too large for the type. Lower "
-                    "train.learning_rate, or take export.type=bf16."
-                )
-            weight.data.copy_(restored)
-            done.add(weight.data_ptr())
+        is_shared = module.weight is embeddings[0].weight and module is not embeddings[0]
+        if not is_shared or module.weight.is_meta:
+            is_end = module in embeddings
+            change_weight(module, partial(change, names[id(module)], is_end, transposed))
+
+
+def _stored_names(model: Any) -> dict[int, str]:
+    """By the id of each module, the name of the layer whose weight it has in a checkpoint."""
+    names = {id(module): name for name, module in model.named_modules()}
+    if model.config.tie_word_embeddings:
+        names[id(model.get_output_embeddings())] = names[id(model.get_input_embeddings())]
+    return names
 
 
 def _columns(weight: Any, transposed: bool) -> int:
@@ -249,15 +260,13 @@ def rounded_activations(model: Any, type: str, stored: Stored | None = None) -> 
     def rounding(kind: str) -> Any:
         return lambda _, inputs: (_rounded_activation(inputs[0], kind), *inputs[1:])
 
-    names = {id(module): name for name, module in model.named_modules()}
+    names = _stored_names(model)
     embedding, hooks = model.get_input_embeddings(), []
     for module, transposed in matrices(model):
         if module is not embedding:
             kind = type
             if stored:
-                tied = module.weight.data_ptr() == embedding.weight.data_ptr()
-                layer = names[id(embedding if tied else module)]
-                kind = stored(layer, _columns(module.weight, transposed))[0]
+                kind = stored(names[id(module)], _columns(module.weight, transposed))[0]
             hooks.append(module.register_forward_pre_hook(rounding(kind)))
     try:
         yield

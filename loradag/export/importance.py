@@ -15,6 +15,7 @@ import numpy as np
 
 from loradag.config.export import Export, is_mixed
 from loradag.data.calibration_rows import read_calibration_rows
+from loradag.models.placement import input_device
 from loradag.runtime import Paths
 
 Array = np.ndarray[Any, Any]
@@ -62,7 +63,9 @@ def measure_importance(model: Any, rows: list[list[int]]) -> Importance:
     ]
     with torch.inference_mode():
         for ids in rows:
-            model.base_model(torch.tensor([ids[:LONGEST]], device=model.device), use_cache=False)
+            model.base_model(
+                torch.tensor([ids[:LONGEST]], device=input_device(model)), use_cache=False
+            )
     for hook in hooks:
         hook.remove()
     tokens = sum(len(ids[:LONGEST]) for ids in rows)

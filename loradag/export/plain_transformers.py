@@ -1,7 +1,8 @@
 """A model folder in transformers and peft, and in nothing of this project.
 
-Run as a script, `python -I plain_transformers.py REQUEST.json`, it loads what users would load and
-writes what it computes. It imports no other module of loradag, which it checks at its end.
+Run as a script in an empty folder, `python -I plain_transformers.py REQUEST.json`, it loads what
+users would load and writes what it computes. It imports no other module of loradag, which it checks
+at its end.
 """
 
 from __future__ import annotations
@@ -17,23 +18,26 @@ def load(request: dict[str, Any]) -> Any:
     """The model of `request["folder"]`; of an adapter, peft's model on `request["base"]`.
 
     Args:
-        request: also `dtype`, `device`, and `quantization`: options of `BitsAndBytesConfig` that
-            quantise the base, or None.
+        request: also `dtype`; `device_map`; where that is "auto", `max_memory` as pairs; and
+            `quantization`: options of `BitsAndBytesConfig` that quantise the base, or None.
     """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    options: dict[str, Any] = {}
+    options, offload = {}, {}
+    if request["device_map"] == "auto":
+        offload = {"max_memory": dict(request["max_memory"]), "offload_folder": "offloaded"}
     if request["quantization"]:
         options["quantization_config"] = BitsAndBytesConfig.from_dict(request["quantization"])
     model = AutoModelForCausalLM.from_pretrained(
         request["base"] or request["folder"],
         dtype=getattr(torch, request["dtype"]),
-        device_map={"": request["device"]},
+        device_map=request["device_map"],
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,
         **options,
+        **offload,
     )
     if getattr(model, "quantization_method", None) == "bitnet":
         # Its layers compile functions of three operations: a C++ compiler and half a minute.
@@ -74,8 +78,13 @@ def write_logits(model: Any, rows: list[list[int]], folder: Path) -> None:
     folder.mkdir(parents=True)
     for at, ids in enumerate(rows):
         with torch.inference_mode():
-            output = model(input_ids=torch.tensor([ids], device=model.device))
+            output = model(input_ids=torch.tensor([ids], device=_input_device(model)))
         save_file({"logits": output.logits[0].float().cpu()}, folder / f"{at}.safetensors")
+
+
+def _input_device(model: Any) -> Any:
+    """accelerate takes the inputs of a model that is offloaded from anywhere."""
+    return "cpu" if model.device.type == "meta" else model.device
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
@@ -87,7 +96,7 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
 def _greedy(model: Any, ids: list[int], max_new_tokens: int) -> list[int]:
     import torch
 
-    given = torch.tensor([ids], device=model.device)
+    given = torch.tensor([ids], device=_input_device(model))
     with torch.inference_mode():
         generated = model.generate(
             input_ids=given, attention_mask=torch.ones_like(given), do_sample=False,

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loradag.evaluation.parity import Probe, comparison_dtype, dtype_name, parity, recorded
+from loradag.evaluation.parity import Probe, dtype_name, parity, recorded
 from loradag.export.compressed import plan_compression, round_compressed, rounding_tokens
 from loradag.export.gguf_format import (
     FLOAT_TYPES,
@@ -86,7 +86,9 @@ def compute_reference(
         tolerance: relative change of perplexity that is allowed where weights are quantised.
         importance: of the columns that mixtures are rounded by.
     """
-    dtype = comparison_dtype(paths.merged)
+    import torch
+
+    dtype = torch.float32  # rounding in 16 bits is more than some formats may differ by
     model = load_model(paths.merged, dtype)
     answers = answer(model, load_tokenizer(paths.merged), asdict(inputs), scratch / "merged")
     merged = Measurement("transformers", scratch / "merged", **answers)

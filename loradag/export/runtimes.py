@@ -28,11 +28,13 @@ def measure_in_transformers(
     scratch: Path,
     *,
     dtype: str,
-    device: str,
     base: Path | None = None,
     quantization: dict[str, Any] | None = None,
 ) -> Measurement:
     """Measure a model folder, or an adapter's folder on `base`, in a fresh interpreter.
+
+    A model is placed as `placement` has it. The base of an adapter has to fit: peft cannot put one
+    on a base that is offloaded to disk.
 
     It imports transformers (and peft), but nothing of this project.
 
@@ -43,21 +45,31 @@ def measure_in_transformers(
     Raises:
         LoradagError: transformers or peft refuses the folder.
     """
+    import torch
+
+    from loradag.models.device import device
+    from loradag.models.placement import placement
+
     request, answers = scratch / "request.json", scratch / "answers.json"
+    where: dict[str, Any] = {"device_map": {"": device()}}
+    if base is None:
+        where = placement(folder, getattr(torch, dtype))
     content = {
         "folder": str(folder.resolve()),
         "base": str(base.resolve()) if base else None,
         "quantization": quantization,
         "dtype": dtype,
-        "device": device,
+        "device_map": where["device_map"],
+        "max_memory": list(where.get("max_memory", {}).items()),
         "inputs": asdict(inputs),
         "logits": str((scratch / "logits").resolve()),
         "answers": str(answers.resolve()),
     }
     request.write_text(json.dumps(content), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-I", plain_transformers.__file__, str(request)],
-        env=os.environ | OFFLINE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-I", plain_transformers.__file__, str(request.resolve())],
+        cwd=scratch, env=os.environ | OFFLINE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True,
     )  # fmt: skip
     runtime = "peft" if base else "transformers"
     if done.returncode:

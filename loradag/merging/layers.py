@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from loradag.models.placement import input_device
+
 if TYPE_CHECKING:
     import torch
 
@@ -56,7 +58,9 @@ def _output(model: Any, name: str) -> torch.Tensor:
     layer = model.get_submodule(name)
     inner = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
     weight = inner.weight
-    place = model.device if weight.is_meta else weight.device  # an offloaded layer is on its way
+    place = (
+        input_device(model) if weight.is_meta else weight.device
+    )  # an offloaded layer is on its way
     if isinstance(inner, torch.nn.Embedding):
         inputs = torch.arange(min(INPUTS, weight.shape[0]), device=place)
     else:

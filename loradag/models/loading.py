@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,7 @@ def load_model(
     if attention != "auto":
         options["attn_implementation"] = attention
     options |= {"device_map": {"": device()}} if to_train else placement(folder, dtype)
+    scratch = tempfile.mkdtemp(prefix="offload-") if options["device_map"] == "auto" else None
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -60,6 +62,7 @@ def load_model(
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
+            offload_folder=scratch,
             **options,
         )
     except (ImportError, ValueError) as error:
@@ -73,7 +76,7 @@ def load_model(
         # Its layers compile functions of three operations: that takes a C++ compiler and half a
         # minute.
         torch.compiler.set_stance("force_eager")
-    if scratch := options.get("offload_folder"):
+    if scratch:
         weakref.finalize(loaded, shutil.rmtree, scratch, ignore_errors=True)
     compute_in(loaded, folder, dtype)
     verify_dtype(loaded, dtype)

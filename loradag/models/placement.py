@@ -6,9 +6,11 @@ when its turn comes, from disk straight out of the checkpoint.
 
 from __future__ import annotations
 
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from accelerate.hooks import ModelHook, add_hook_to_module
 
 from loradag.checkpoints.safetensors_reader import FLOATS, read_entries
 from loradag.models.activations import NOTE
@@ -26,8 +28,9 @@ def placement(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     """Options of `from_pretrained` that place the model of `folder`, in `dtype`, for inference.
 
     Where the device of this run has no room for it: on all GPUs, then in the CPU's memory, then on
-    disk. A quantized model is spread over GPUs alone, and one with rounded activations not at all:
-    their layers cannot be moved one by one.
+    disk; `from_pretrained` then needs an `offload_folder`, for weights that it converts. A
+    quantized model is spread over GPUs alone, and one with rounded activations not at all: their
+    layers cannot be moved one by one.
     """
     first = device()
     one_device = {"device_map": {"": first}}
@@ -37,11 +40,7 @@ def placement(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
         return one_device
     room = _room(first)
     if quantized_by(folder) is None:
-        return {
-            "device_map": "auto",
-            "max_memory": room,
-            "offload_folder": tempfile.mkdtemp(prefix="offload-"),  # of weights that are converted
-        }
+        return {"device_map": "auto", "max_memory": room}
     gpus = {place: size for place, size in room.items() if isinstance(place, int)}
     if weight_bytes(folder, dtype) > sum(gpus.values()):
         return one_device
@@ -72,6 +71,33 @@ def is_offloaded(model: Any) -> bool:
     """Whether layers of `model` are kept elsewhere than where they are computed."""
     places = set(getattr(model, "hf_device_map", {}).values())
     return "disk" in places or ("cpu" in places and len(places) > 1)
+
+
+def input_device(model: Any) -> torch.device:
+    """The device for a model's inputs; accelerate takes those of an offloaded one from anywhere."""
+    import torch
+
+    given: torch.device = torch.device("cpu") if model.device.type == "meta" else model.device
+    return given
+
+
+def change_weight(module: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Let `module` compute with `change(weight)`, in place; if it is offloaded, each time anew."""
+    if module.weight.is_meta:
+        add_hook_to_module(module, _Changing(change), append=True)
+    else:
+        module.weight.data.copy_(change(module.weight.data))
+
+
+class _Changing(ModelHook):
+    """Runs after accelerate's own hook, which has just read the weight."""
+
+    def __init__(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.change = change
+
+    def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        module.weight.data.copy_(self.change(module.weight.data))
+        return args, kwargs
 
 
 def _room(first: str) -> dict[int | str, int]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loradag.models.placement import input_device
+
 if TYPE_CHECKING:
     import torch
 
@@ -129,7 +131,7 @@ def observe_ranges(
     ]
     with torch.inference_mode():
         for ids in rows:
-            model.base_model(torch.tensor([ids], device=model.device))
+            model.base_model(torch.tensor([ids], device=input_device(model)))
     for hook in hooks:
         hook.remove()
     return {layer: observer.range() for layer, observer in observers.items()}

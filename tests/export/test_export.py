@@ -185,3 +185,19 @@ def test_an_adapter_is_refused_where_none_is_trained() -> None:
 
     with pytest.raises((ConfigError, LoradagError), match=r"export\.formats.*adapter\.variant"):
         smoke_config("quantize=none", "adapter=none", "export.formats=[adapter]")
+
+
+def test_a_model_that_memory_has_no_room_for_is_verified_layer_by_layer(
+    exportable: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loradag.models import placement
+
+    half = placement.SPARE * placement.weight_bytes(exportable.merged, torch.float32) / 2
+    monkeypatch.setattr(placement, "available_bytes", lambda: int(half))
+    config = smoke_config(
+        "quantize=none", "export.formats=[gguf,safetensors,compressed]",
+        "export.type=[f16,q8_0]", "export.max_new_tokens=2",
+    )  # fmt: skip
+    formats = run_stages(exportable, config, "export")["export"]["formats"]
+    assert set(formats) == {"gguf_f16", "gguf_q8_0", "safetensors", "compressed_w8a8"}
+    assert placement.is_offloaded(load_model(exportable.merged, torch.float32))

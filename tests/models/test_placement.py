@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from loradag.config.problems import LoradagError
 from loradag.models import placement
 from loradag.models.loading import load_model, load_tuned
-from loradag.models.placement import is_offloaded, weight_bytes
+from loradag.models.placement import change_weight, is_offloaded, weight_bytes
 from loradag.quantization.conversion import quantize_checkpoint
 from loradag.runtime import Paths, process_memory
 from tests.quantization.options import options
@@ -113,3 +113,17 @@ def test_the_limit_of_a_container_counts(line, group, limit, usage, prefix, tmp_
     monkeypatch.setattr(process_memory, "CGROUPS", tmp_path)
     monkeypatch.setattr(process_memory, "MEMBERSHIP", tmp_path / "membership")
     assert process_memory.available_bytes() == 1500
+
+
+def test_a_changed_weight_of_an_offloaded_layer_is_used(tiny_base, request):
+    def halved(model: torch.nn.Module) -> torch.Tensor:
+        for layer in model.model.layers:
+            change_weight(layer.mlp.up_proj, lambda weight: weight / 2)
+        return logits(model)
+
+    expected = halved(load_model(tiny_base, torch.float32))
+    assert not torch.equal(expected, logits(load_model(tiny_base, torch.float32)))
+    request.getfixturevalue("small_memory")
+    spread = load_model(tiny_base, torch.float32)
+    assert spread.model.layers[-1].mlp.up_proj.weight.is_meta
+    assert torch.equal(halved(spread), expected)
