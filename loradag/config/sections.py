@@ -8,6 +8,7 @@ from loradag.config.adapter import Adapter
 from loradag.config.evaluate import Evaluate
 from loradag.config.export import Export
 from loradag.config.inputs import Inputs
+from loradag.config.launch import Launch
 from loradag.config.merge import Merge
 from loradag.config.model import Model
 from loradag.config.prepare import Prepare
@@ -42,6 +43,7 @@ class Config:
     quantize: Quantize = field(default_factory=Quantize)
     adapter: Adapter = field(default_factory=Adapter)
     train: Train = field(default_factory=Train)
+    launch: Launch = field(default_factory=Launch)
     evaluate: Evaluate = field(default_factory=Evaluate)
     merge: Merge = field(default_factory=Merge)
     export: Export = field(default_factory=Export)

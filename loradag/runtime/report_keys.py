@@ -122,10 +122,12 @@ class TrainReport(StageReport):
     kept_step: int  # optimizer step of the weights that are kept
     stopped_early: bool
     tokens_per_second: float
-    peak_memory_bytes: int
+    peak_memory_bytes: int  # of the largest process on the machine that reports
     resumed_from_step: int  # 0: not resumed
     dtype: str
     device: str
+    launch: str  # single, ddp, fsdp or deepspeed
+    processes: int
     checkpoint_key: str
 
 
@@ -249,6 +251,7 @@ class ExportedFormat(TypedDict):
     rounds_activations: NotRequired[bool | None]
     fallbacks: NotRequired[dict[str, str] | None]  # tensors stored in another type
     types: NotRequired[dict[str, int] | None]  # of a GGUF: matrices by GGML's type
+    group_size: NotRequired[int | None]  # of compressed w4a16: weights that share a scale
     importance_tokens: NotRequired[int | None]  # that the rounding's importance was measured on
     bytes: NotRequired[int | None]  # of its weights; `report` adds it up
 

@@ -22,10 +22,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -36,6 +34,7 @@ from loradag.compat import dvc
 from loradag.config.problems import LoradagError
 from loradag.planning.pipeline import Pipeline
 from loradag.runtime import Paths, write_json
+from loradag.runtime.parent import end_with_parent
 from loradag.runtime.stage import has_started
 
 if TYPE_CHECKING:
@@ -208,18 +207,6 @@ def _owner(path: Path) -> str:
     return f"process {owner['pid']} on {owner['host']} in {owner['in']}"
 
 
-def end_with_parent() -> None:
-    """End this process and the stage that it runs as soon as the parent is gone, even killed."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os.killpg(os.getpgrp(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 if __name__ == "__main__":
-    end_with_parent()
+    end_with_parent(group=True)  # with the stage that it runs
     sys.exit(0 if execute(*map(Path, sys.argv[1:])) else 1)
