@@ -8,9 +8,10 @@ DVC takes a stage from its run cache if another process has *finished* it. Here 
 about to reproduce a stage first takes a lock that is named by the stage's run-cache key (a hash of
 command, dependencies, params and outs), next to the cache: the second process waits, and then finds
 the result. So the guarantee needs no schedule: it holds for every launcher and sweeper, for clones
-that share a cache, and after a crash: a lock passes on as soon as its process is gone, or after
-`LEASE` seconds without a sign of life if it was on another host. A holder that was only suspended
-for so long runs its stage a second time; the results are the same.
+that share a cache, and after a crash, since the kernel releases the locks of a dead process. Some
+network disks keep those of a dead host: after `LEASE` seconds without a sign of life, a lock is
+taken over. A holder that was only suspended for so long runs its stage a second time; the results
+are the same.
 
 What executes is `Repo.reproduce` of one stage at a time, in a workspace that starts without a
 `dvc.lock`: DVC itself decides what its cache has for the stage's present inputs. The key is
@@ -23,11 +24,12 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loradag.compat import dvc
 from loradag.config.problems import LoradagError
@@ -36,8 +38,11 @@ from loradag.runtime import Paths, write_json
 from loradag.runtime.parent import end_with_parent
 from loradag.runtime.stage import has_started
 
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
 RECORD = ".loradag/execution.json"
-LEASE = 300.0  # seconds; the network disk's own delay in passing on a sign of life is far less
+LEASE = 300.0  # seconds; a network disk shows a changed file far sooner
 WAITING = ".loradag/waiting.txt"  # in a workspace: what it waits for, while it does
 
 
@@ -136,31 +141,62 @@ def _messages(stage: str, error: BaseException) -> Iterator[str]:
 @contextmanager
 def _lock(cache: Path, stage: str, key: str | None) -> Iterator[None]:
     """Hold the lock of a stage's inputs, next to the cache that the result goes to."""
-    from filelock import SoftFileLease, Timeout
+    from filelock import FileLock, Timeout
 
     if key is None:
         yield
         return
     locks = cache / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    # A file that its holder touches, no lock of the kernel's: some network disks have none, others
-    # keep those of a host that has died.
-    lock = SoftFileLease(locks / f"{key}.lock", lease_duration=LEASE, poll_interval=0.2)
-    owner = locks / f"{key}.json"
+    lock, owner = FileLock(locks / f"{key}.lock", poll_interval=0.2), locks / f"{key}.json"
     try:
-        lock.acquire(timeout=1)  # in which a lock that was left on this host is found to be stale
+        lock.acquire(timeout=0)
     except Timeout:
         waiting = f"waits for {stage}: {_owner(owner)} runs it for the same inputs ({key})"
         print(waiting, flush=True)
         Path(WAITING).write_text(waiting, encoding="utf-8")
-        lock.acquire()
+        _wait(lock, owner)
         Path(WAITING).unlink()
+    released = threading.Event()
     try:
         write_json(owner, {"host": socket.gethostname(), "pid": os.getpid(), "in": os.getcwd()})
+        threading.Thread(target=_show_life, args=(owner, released), daemon=True).start()
         yield
     finally:
+        released.set()
         owner.unlink(missing_ok=True)
         lock.release()
+
+
+def _wait(lock: BaseFileLock, owner: Path) -> None:
+    """Acquire the lock; take it over after `LEASE` seconds in which `owner` has not changed."""
+    from filelock import Timeout
+
+    seen, since = _last_change(owner), time.monotonic()
+    while True:
+        with suppress(Timeout):
+            lock.acquire(timeout=LEASE / 100)
+            return
+        if (change := _last_change(owner)) != seen:
+            seen, since = change, time.monotonic()
+        elif time.monotonic() - since > LEASE:
+            print(f"{_owner(owner)} gave no sign of life for {LEASE:.0f} s", flush=True)
+            Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits locks the next one
+            since = time.monotonic()
+
+
+def _show_life(owner: Path, released: threading.Event) -> None:
+    """Touch the file, so that who waits on another host knows that this one is alive."""
+    while not released.wait(LEASE / 5):
+        with suppress(OSError):
+            os.utime(owner)
+
+
+def _last_change(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
 
 
 def _owner(path: Path) -> str:
