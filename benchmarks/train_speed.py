@@ -47,13 +47,17 @@ def ours(paths: Paths, config: Config, rows: Any, scratch: Path) -> Any:
     from loradag.models.device import compute_dtype
     from loradag.models.tokenizer import load_tokenizer
     from loradag.training.method import load_trainable
-    from loradag.training.trainer import make_trainer
+    from loradag.training.trainer import first_rows, labelled, make_trainer
 
     dtype = compute_dtype(config.train.dtype)
-    train = replace(config.train, max_rows=ROWS, checkpoint_steps=10 * STEPS, eval_rows=1)
+    train = replace(config.train, checkpoint_steps=10 * STEPS)
     model = load_trainable(paths, config.adapter, train, config.seed, dtype, scratch).model
     tokenizer = load_tokenizer(paths.base)
-    return make_trainer(model, tokenizer, rows, rows, train, config.seed, dtype, scratch, [])
+    data = first_rows(labelled(rows, train.loss, scratch / "rows.arrow"), ROWS)
+    return make_trainer(
+        model, tokenizer, data, first_rows(data, 1), train, config.launch, config.seed, dtype,
+        scratch, [],
+    )  # fmt: skip
 
 
 def trl(paths: Paths, config: Config, rows: Any, scratch: Path) -> Any:

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from loradag.config.adapter import Adapter
 from loradag.config.evaluate import Evaluate
 from loradag.config.export import Export
+from loradag.config.launch import Launch
 from loradag.config.merge import Merge
 from loradag.config.model import Model
 from loradag.config.prepare import Prepare
@@ -27,6 +28,7 @@ def report(
     adapter: Adapter,
     evaluate: Evaluate,
     export: Export,
+    launch: Launch,
     merge: Merge,
     model: Model,
     prepare: Prepare,
@@ -53,6 +55,7 @@ def report(
         "quantize": asdict(quantize),
         "adapter": asdict(adapter),
         "train": asdict(train),
+        "launch": asdict(launch),
         "evaluate": asdict(evaluate),
         "merge": asdict(merge),
         "export": asdict(export),

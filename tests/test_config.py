@@ -13,7 +13,9 @@ from loradag.config.problems import ConfigError, LoradagError
 from loradag.config.validation import load_config, validate
 from tests.conftest import ROOT
 
-GROUPS = ("model", "prepare", "quantize", "adapter", "train", "evaluate", "merge", "export")
+GROUPS = (
+    "model", "prepare", "quantize", "adapter", "train", "launch", "evaluate", "merge", "export",
+)  # fmt: skip
 OPTIONS = [
     (group, path.stem)
     for group in GROUPS
@@ -33,6 +35,7 @@ COMPANIONS = {
     ("adapter", "loftq"): ["merge.base=dequantized"],
     ("train", "bitnet"): ["quantize=none", "adapter=none"],
     ("train", "qat"): ["quantize=none"],
+    **{("launch", name): ["train.batch_size=2"] for name in ("ddp", "fsdp", "deepspeed")},
 }
 
 
@@ -155,6 +158,20 @@ def test_all_problems_come_at_once_with_key_value_rule_and_remedy() -> None:
         (["prepare.prompt='{}'"], ["prepare.prompt"]),
         (["prepare.completion='{0}'"], ["prepare.completion"]),
         (["prepare.completion='{author.name}'"], ["prepare.completion"]),
+        (["launch=ddp"], ["launch.processes"]),  # 1 row a step
+        (["launch=ddp", "launch.processes=3", "train.batch_size=4"], ["launch.processes"]),
+        (["launch=ddp", "launch.machines=3", "train.batch_size=2"], ["launch.processes"]),
+        (["launch=ddp", "launch.processes=1"], ["launch.processes"]),
+        (["launch.processes=2", "train.batch_size=2"], ["launch.processes"]),
+        (["launch=fsdp", "launch.sharding=null", "train.batch_size=2"], ["launch.sharding"]),
+        (["launch.sharding=full_shard"], ["launch.sharding"]),
+        (["launch=ddp", "launch.offload=true", "train.batch_size=2"], ["launch.offload"]),
+        (["launch=fsdp", "quantize=int8", "train.batch_size=2"], ["launch.strategy"]),
+        (["launch=deepspeed", "quantize=symmetric", "train.batch_size=2"], ["launch.strategy"]),
+        (
+            ["launch=fsdp", "train.optimizer=adamw_8bit", "train.batch_size=2"],
+            ["train.optimizer"],
+        ),
         (["adapter.target_modules=[]"], ["adapter.target_modules"]),
         (["adapter.target_modules='('"], ["adapter.target_modules"]),
         (["adapter.target_modules=3"], ["adapter.target_modules"]),

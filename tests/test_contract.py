@@ -17,7 +17,7 @@ from loradag.runtime.report_files import report_type
 from tests.conftest import ROOT
 
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-SHARED = ("model", "adapter", "seed")  # sections that are no stage
+SHARED = ("model", "adapter", "launch", "seed")  # sections that are no stage
 UNDECLARED = ("runtime", "sweep", "inputs", "checked")  # what cannot change an output
 
 

@@ -11,10 +11,10 @@ from tests.conftest import ROOT
 # What is not listed reruns none: how stages are configured, run, planned, swept and watched.
 RERUNS: dict[str, str] = {
     "loradag/checkpoints": "fetch quantize train baseline evaluate merge export report",
-    "loradag/checkpoints/safetensors_reader.py": "fetch quantize train merge export",
     "loradag/checkpoints/safetensors_writer.py": "quantize merge export",
     "loradag/checkpoints/skeleton.py": "merge",
     "loradag/compat": "quantize train baseline evaluate merge export report",
+    "loradag/compat/accelerate.py": "train",
     "loradag/compat/bit_linear.py": "train",
     "loradag/compat/chat_templates.py": "prepare",
     "loradag/compat/dvc.py": "",
@@ -23,7 +23,7 @@ RERUNS: dict[str, str] = {
     "loradag/compat/hydra.py": "",
     "loradag/compat/llamacpp.py": "export",
     "loradag/compat/mlflow.py": "report",
-    "loradag/compat/peft.py": "train merge export",
+    "loradag/compat/torch.py": "train",
     "loradag/compat/transformers.py": "quantize train baseline evaluate merge export report",
     "loradag/compat/trl.py": "train",
     "loradag/data": "prepare",

@@ -25,3 +25,23 @@ def compute_in(model: Any, dtype: torch.dtype) -> None:
             module.compute_dtype = module.weight.quant_state.dtype = dtype
             module.compute_type_is_set = True
             module.support_avx512bf16_for_cpu = False
+
+
+def store_as(model: Any, dtype: torch.dtype) -> None:
+    """Keep the codes of the 4-bit layers of `model` as numbers of a float `dtype`: the same bits.
+
+    Why: FSDP divides tensors of a float dtype alone, so codes in bytes would be on every device in
+    full. peft and bitsandbytes document the storage dtype as an option of quantising; what it does
+    is this view, which needs no other checkpoint.
+    Versions: bitsandbytes 0.50, transformers 5.23; `quant_storage` and `hf_quantizer` are
+    attributes without documentation.
+    Unnecessary once FSDP divides bytes.
+    """
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            weight = module.weight
+            weight.data = weight.data.flatten().view(dtype).unsqueeze(1)
+            weight.quant_storage = module.quant_storage = dtype
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        quantizer.quantization_config.bnb_4bit_quant_storage = dtype

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from loradag.config.export import is_mixed, listed
 from loradag.config.inputs import INPUT_KEYS, derive_inputs, own_inputs
+from loradag.config.launch import ENGINES
 from loradag.config.model import Model
 from loradag.config.prepare import Prepare
 from loradag.config.problems import Problem
@@ -24,6 +25,7 @@ def check_combinations(config: Config) -> Iterable[Problem]:
     yield from _quantize_rules(config.quantize)
     yield from _method_rules(config)
     yield from _train_rules(config)
+    yield from _launch_rules(config)
     yield from _general_rules(config)
     yield from _inputs_rules(config)
     yield from _export_rules(config)
@@ -225,6 +227,64 @@ def _train_rules(config: Config) -> Iterable[Problem]:
             f"is less than prepare.max_tokens = {config.prepare.max_tokens}, so packing would cut "
             "rows",
             "Raise it to prepare.max_tokens or more.",
+        )  # fmt: skip
+
+
+def _launch_rules(config: Config) -> Iterable[Problem]:
+    launch, train = config.launch, config.train
+    if (launch.strategy == "single") != (launch.processes == 1):
+        yield Problem(
+            "launch.processes", launch.processes,
+            f"does not go with launch.strategy = {launch.strategy}: single is one process, every "
+            "other strategy two or more",
+            "Take launch=ddp, fsdp or deepspeed for several processes, and launch=single for one.",
+        )  # fmt: skip
+    if launch.processes % launch.machines:
+        yield Problem(
+            "launch.processes", launch.processes,
+            f"does not divide into launch.machines = {launch.machines} equal parts",
+            "It counts the processes of all machines together: use a multiple.",
+        )  # fmt: skip
+    if train.batch_size * train.gradient_accumulation % launch.processes:
+        yield Problem(
+            "launch.processes", launch.processes,
+            "does not divide the rows of a step, train.batch_size * train.gradient_accumulation = "
+            f"{train.batch_size} * {train.gradient_accumulation}",
+            "Set the two so that their product, the same for any number of processes, is a "
+            "multiple of launch.processes.",
+        )  # fmt: skip
+    if (launch.sharding is None) == (launch.strategy in ENGINES):
+        yield Problem(
+            "launch.sharding", launch.sharding,
+            "is for launch.strategy = fsdp or deepspeed, and needed by them; the strategy is "
+            f"{launch.strategy}",
+            "Take launch=fsdp or launch=deepspeed, or set launch.sharding=null.",
+        )  # fmt: skip
+    if launch.strategy in ENGINES:
+        yield from _divided_model_rules(config)
+    if launch.offload and launch.strategy not in ENGINES:
+        yield Problem(
+            "launch.offload", True,
+            f"moves divided weights to the CPU, and launch.strategy = {launch.strategy} divides "
+            "none",
+            "Take launch=fsdp or launch=deepspeed, or set launch.offload=false.",
+        )  # fmt: skip
+
+
+def _divided_model_rules(config: Config) -> Iterable[Problem]:
+    strategy, quantize, train = config.launch.strategy, config.quantize, config.train
+    if quantize.scheme not in ("none", "nf4", "fp4"):
+        yield Problem(
+            "launch.strategy", strategy,
+            f"cannot divide the weights of quantize.scheme = {quantize.scheme}",
+            "Take quantize=nf4, fp4 or none, or launch=ddp.",
+        )  # fmt: skip
+    if strategy == "fsdp" and train.optimizer.endswith(("_8bit", "_32bit")):
+        yield Problem(
+            "train.optimizer", train.optimizer,
+            "is bitsandbytes', which cannot update the divided parameters of launch.strategy = "
+            "fsdp",
+            "Set train.optimizer=adamw_torch, or take launch=ddp.",
         )  # fmt: skip
 
 

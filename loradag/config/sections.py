@@ -8,6 +8,7 @@ from loradag.config.adapter import Adapter
 from loradag.config.evaluate import Evaluate
 from loradag.config.export import Export
 from loradag.config.inputs import Inputs
+from loradag.config.launch import Launch
 from loradag.config.merge import Merge
 from loradag.config.model import Model
 from loradag.config.prepare import Prepare
@@ -26,10 +27,11 @@ class Runtime:
 
 @dataclass
 class Sweep:
-    """How far the jobs of a sweep run, and which workspaces are kept."""
+    """How far the jobs of a sweep run, what it shares, and which workspaces are kept."""
 
     keep: str = one_of("all", "failed", "none")
     until: str = one_of("evaluate", "export")  # the last stage of a job; `report` always runs
+    remote: bool = MISSING  # take stages from DVC's default remote, and push what ran to it
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Config:
     quantize: Quantize = field(default_factory=Quantize)
     adapter: Adapter = field(default_factory=Adapter)
     train: Train = field(default_factory=Train)
+    launch: Launch = field(default_factory=Launch)
     evaluate: Evaluate = field(default_factory=Evaluate)
     merge: Merge = field(default_factory=Merge)
     export: Export = field(default_factory=Export)

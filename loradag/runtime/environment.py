@@ -8,6 +8,7 @@ from loradag.config.sections import Runtime
 
 THREADS = "LORADAG_THREADS"
 DEVICE = "LORADAG_DEVICE"
+LIBRARY_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def configure(runtime: Runtime) -> None:
@@ -18,8 +19,7 @@ def configure(runtime: Runtime) -> None:
     """
     threads = os.environ.setdefault(THREADS, str(runtime.threads or os.cpu_count() or 1))
     os.environ.setdefault(DEVICE, runtime.device)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = threads
+    os.environ.update(dict.fromkeys(LIBRARY_THREADS, threads))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # cuBLAS is deterministic only with a fixed workspace.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -40,3 +40,8 @@ def _silence_libraries() -> None:
 
 def threads() -> int:
     return int(os.environ.get(THREADS) or os.cpu_count() or 1)
+
+
+def divided_threads(processes: int) -> dict[str, str]:
+    """The environment of each of `processes` processes that share this one's threads."""
+    return dict.fromkeys((THREADS, *LIBRARY_THREADS), str(max(1, threads() // processes)))

@@ -122,10 +122,12 @@ class TrainReport(StageReport):
     kept_step: int  # optimizer step of the weights that are kept
     stopped_early: bool
     tokens_per_second: float
-    peak_memory_bytes: int
+    peak_memory_bytes: int  # of the largest process on the machine that reports
     resumed_from_step: int  # 0: not resumed
     dtype: str
     device: str
+    launch: str  # single, ddp, fsdp or deepspeed
+    processes: int
     checkpoint_key: str
 
 

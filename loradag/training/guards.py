@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from loradag.config.problems import LoradagError
@@ -118,9 +119,10 @@ class Guards(TrainerCallback):
 
 
 def _fingerprints(model: Any) -> list[int]:
-    """A hash of each trainable parameter: a copy would need their memory again."""
-    return [
-        int(torch.hash_tensor(parameter.detach()).view(torch.int64))
-        for parameter in model.parameters()
-        if parameter.requires_grad
-    ]
+    """A hash of each trainable parameter: a copy would need their memory again.
+
+    Where the processes divide the model, each gathers one parameter after the other.
+    """
+    trained = (p.detach() for p in model.parameters() if p.requires_grad)
+    full = (p.full_tensor() if isinstance(p, DTensor) else p for p in trained)
+    return [int(torch.hash_tensor(parameter).view(torch.int64)) for parameter in full]

@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from loradag.runtime import Paths, exclusive
+from loradag.training.processes import machine_rank
 
 LIBRARIES = (
     "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "torchao", "datasets",
@@ -73,26 +75,37 @@ def _input_files(paths: Paths) -> list[Path]:
 
 @contextmanager
 def checkpoint_folder(paths: Paths, key: str) -> Iterator[Path]:
-    """The folder for the checkpoints of `key`, for one process at a time; deleted on success."""
+    """The folder for the checkpoints of `key`, for one training at a time; deleted on success.
+
+    Of the machines of one training the first has it; the others wait for it before they train.
+    """
     folder = paths.state / "checkpoints" / key
+    if machine_rank() > 0:
+        yield folder
+        return
     waiting = f"train: another process trains with the same inputs ({folder}); waiting."
     with exclusive(folder.with_suffix(".lock"), waiting):
         yield folder
         shutil.rmtree(folder)
 
 
-def last_checkpoint(folder: Path) -> Path | None:
+def last_checkpoint(folder: Path, processes: int = 1) -> Path | None:
     """The newest complete checkpoint in `folder`; broken ones are deleted.
 
-    The trainer writes its state last: a checkpoint without a readable one was cut short.
+    The first of the `processes` writes the trainer's state last: a checkpoint without a readable
+    one was cut short. The others may be later with the state of their random numbers.
     """
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
         try:
             json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            shutil.rmtree(checkpoint)
+            is_complete = False
         else:
+            others = (checkpoint / f"rng_state_{rank}.pth" for rank in range(1, processes))
+            is_complete = all(zipfile.is_zipfile(file) for file in others)  # torch.save's format
+        if is_complete:
             return checkpoint
+        shutil.rmtree(checkpoint)
     return None
 
 

@@ -8,18 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
+from loradag.compat.accelerate import shard_on_cpu
+from loradag.compat.bitsandbytes import store_as
+from loradag.compat.torch import leave_frozen_parameters
 from loradag.compat.trl import keep_trained_parameters
+from loradag.config.launch import Launch
 from loradag.config.problems import LoradagError
 from loradag.config.train import Train
-from loradag.data.rows import Rows
+from loradag.data.rows import Rows, read_rows
 from loradag.evaluation.perplexity import score
 from loradag.models.precision import verify_dtype
+from loradag.runtime import Paths
+from loradag.training.batches import accepting_no_rows, share_of, spread
 from loradag.training.guards import IGNORED, Guards, check_labels, check_optimizer
 from loradag.training.packing import verify_packing
+from loradag.training.processes import machine_rank
+from loradag.training.sharding import sharding_options
 
 
 class LossBar(ProgressCallback):
@@ -102,10 +112,17 @@ class Stopping(EarlyStoppingCallback):
 class Trainer(SFTTrainer):
     """SFTTrainer whose held-out loss is that of the stage `evaluate`.
 
-    It is taken over tokens. The base class takes the mean over batches of different sizes.
+    It is taken over tokens. The base class takes the mean over batches of different sizes. Every
+    process computes all of it: where the model is divided, none could alone.
     """
 
     control: Any
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        loader: DataLoader[Any] = super().get_train_dataloader()
+        if self.args.world_size > 1:
+            spread(loader)
+        return loader
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         self.model.eval()  # each training step sets it back
@@ -121,7 +138,8 @@ class Trainer(SFTTrainer):
             batch_tokens=self.args.per_device_train_batch_size * longest,
             progress=False,
         )
-        metrics = {"eval_loss": held_out.nll}
+        # Of one process, so that all decide the same about stopping and the best weights.
+        metrics = {"eval_loss": broadcast_object_list([held_out.nll])[0]}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -129,12 +147,38 @@ class Trainer(SFTTrainer):
         return metrics
 
 
+def training_rows(
+    paths: Paths, train: Train, eos_token_id: int, folder: Path
+) -> tuple[Dataset, Dataset]:
+    """The rows to train on and those to evaluate on, written to `folder`.
+
+    Raises:
+        LoradagError: labels that train nothing, or no held-out rows.
+    """
+    held_out = read_rows(paths.prepared / "eval.parquet")
+    if not held_out:
+        raise LoradagError(
+            "there are no held-out rows to evaluate the training on. Raise prepare.eval_fraction."
+        )
+    rows = labelled(
+        read_rows(paths.prepared / "train.parquet"),
+        train.loss,
+        folder / f"rows-{machine_rank()}.arrow",
+    )
+    rows = first_rows(rows, train.max_rows)
+    check_labels(label_batches(rows), train.loss, eos_token_id)
+    return rows, first_rows(
+        labelled(held_out, train.loss, folder / f"held_out-{machine_rank()}.arrow"), train.eval_rows
+    )
+
+
 def make_trainer(
     model: Any,
     tokenizer: Any,
-    rows: Rows,
-    held_out: Rows,
+    rows: Dataset,
+    held_out: Dataset,
     train: Train,
+    launch: Launch,
     seed: int,
     dtype: torch.dtype,
     checkpoints: Path,
@@ -143,60 +187,59 @@ def make_trainer(
     """A trainer that computes in `dtype` and checkpoints into `checkpoints`.
 
     Args:
-        rows: to train on, `train.max_rows` of them at most.
-        held_out: to evaluate on, `train.eval_rows` of them at most.
+        rows: to train on, as `labelled` makes them.
+        held_out: to evaluate on.
 
     Raises:
-        LoradagError: labels that train nothing, no held-out rows, or packing that is not exact.
+        LoradagError: an optimizer that the device does not have, or packing that is not exact.
     """
-    if not held_out:
-        raise LoradagError(
-            "there are no held-out rows to evaluate the training on. Raise prepare.eval_fraction."
-        )
-    data = first_rows(labelled(rows, train.loss, checkpoints / "rows.arrow"), train.max_rows)
-    check_labels(label_batches(data), train.loss, tokenizer.eos_token_id)
     check_optimizer(train.optimizer, model.device.type)
     restore = keep_trained_parameters(model)
     stopping = train.early_stopping
+    batch_size, accumulation = share_of(train, launch.processes)
+    arguments = SFTConfig(
+        output_dir=str(checkpoints),
+        max_steps=train.max_steps or -1,
+        num_train_epochs=train.epochs,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.scheduler,
+        warmup_steps=train.warmup_steps,
+        optim=train.optimizer,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        packing=train.packing,
+        eval_packing=False,
+        max_length=train.packing_tokens if train.packing else None,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        use_cpu=model.device.type == "cpu",
+        seed=seed,
+        logging_steps=train.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,  # else a NaN is logged as the average of the others
+        include_num_input_tokens_seen="non_padding",
+        eval_strategy="steps",
+        eval_steps=train.eval_steps or sys.maxsize,  # the last step is evaluated in any case
+        metric_for_best_model="eval_loss",
+        load_best_model_at_end=train.keep == "best",
+        restore_callback_states_from_checkpoint=True,  # the patience that is left
+        save_steps=train.checkpoint_steps,
+        save_total_limit=2,
+        report_to="none",
+        **sharding_options(launch, train),
+    )
+    if launch.strategy == "fsdp":
+        shard_on_cpu()
+        store_as(model, dtype)
+    if launch.strategy == "ddp":
+        leave_frozen_parameters(model)
     trainer = Trainer(
         model=model,
-        args=SFTConfig(
-            output_dir=str(checkpoints),
-            max_steps=train.max_steps or -1,
-            num_train_epochs=train.epochs,
-            per_device_train_batch_size=train.batch_size,
-            gradient_accumulation_steps=train.gradient_accumulation,
-            gradient_checkpointing=train.gradient_checkpointing,
-            learning_rate=train.learning_rate,
-            lr_scheduler_type=train.scheduler,
-            warmup_steps=train.warmup_steps,
-            optim=train.optimizer,
-            weight_decay=train.weight_decay,
-            max_grad_norm=train.max_grad_norm,
-            packing=train.packing,
-            eval_packing=False,
-            max_length=train.packing_tokens if train.packing else None,
-            bf16=dtype == torch.bfloat16,
-            fp16=dtype == torch.float16,
-            use_cpu=model.device.type == "cpu",
-            seed=seed,
-            logging_steps=train.logging_steps,
-            logging_first_step=True,
-            logging_nan_inf_filter=False,  # else a NaN is logged as the average of the others
-            include_num_input_tokens_seen="non_padding",
-            eval_strategy="steps",
-            eval_steps=train.eval_steps or sys.maxsize,  # the last step is evaluated in any case
-            metric_for_best_model="eval_loss",
-            load_best_model_at_end=train.keep == "best",
-            restore_callback_states_from_checkpoint=True,  # the patience that is left
-            save_steps=train.checkpoint_steps,
-            save_total_limit=2,
-            report_to="none",
-        ),
-        train_dataset=data,
-        eval_dataset=first_rows(
-            labelled(held_out, train.loss, checkpoints / "held_out.arrow"), train.eval_rows
-        ),
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=held_out,
         processing_class=tokenizer,
         callbacks=[
             Guards(model, limits_held_out=train.max_rows is None),
@@ -204,11 +247,12 @@ def make_trainer(
             Stopping(stopping.patience or sys.maxsize, stopping.threshold),
         ],
     )
+    trainer.data_collator = accepting_no_rows(trainer.data_collator, tokenizer.pad_token_id)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LossBar())
     restore()
     if train.packing and len(rows) > 1:
-        first, second = (row.input_ids[: train.packing_tokens // 2] for row in rows[:2])
+        first, second = (ids[: train.packing_tokens // 2] for ids in rows[:2]["input_ids"])
         verify_packing(model, trainer.data_collator, first, second)
     return trainer
 

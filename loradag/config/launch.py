@@ -1,0 +1,22 @@
+"""The section `launch`."""
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from loradag.config.rules import at_least, one_of
+
+ENGINES = ("fsdp", "deepspeed")  # that divide the model among the processes
+
+
+@dataclass
+class Launch:
+    """The processes that train, one a device."""
+
+    strategy: str = one_of("single", "ddp", "fsdp", "deepspeed")
+    processes: int = at_least(1)  # of all machines together
+    machines: int = at_least(1)
+    # fsdp, deepspeed: full_shard divides weights, gradients and optimizer states; shard_grad_op
+    # keeps the weights of a step on every device.
+    sharding: str | None = one_of("full_shard", "shard_grad_op")
+    offload: bool = MISSING  # fsdp, deepspeed: what is divided stays in the CPU's memory

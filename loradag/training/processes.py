@@ -1,0 +1,133 @@
+"""Training in several processes, one a device, under torch's elastic agent.
+
+`run_ranks` does what accelerate's launchers do for a function: the agent starts the processes,
+tells them of each other, and ends all when one fails; in each of them the trainer is on accelerate.
+What stage and configuration refuse is refused before any process starts.
+
+On several machines the same command runs on each, in a folder that they share. `MASTER_ADDR` and
+`MASTER_PORT` name the first machine, `NODE_RANK` (or SLURM's `SLURM_NODEID`) counts them from 0;
+the first one writes the outputs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from loradag.config.launch import Launch
+from loradag.config.problems import LoradagError
+from loradag.config.sections import Runtime
+from loradag.runtime.environment import configure, divided_threads
+from loradag.runtime.parent import end_with_parent
+
+NODE_RANK = "NODE_RANK"
+T = TypeVar("T")
+
+
+def machine_rank() -> int:
+    """The number of this machine, from 0."""
+    return int(os.environ.get(NODE_RANK) or os.environ.get("SLURM_NODEID") or 0)
+
+
+def run_ranks(launch: Launch, function: Callable[..., T], *arguments: Any) -> dict[int, T]:
+    """What `function(*arguments)` returns in each process of this machine, by rank.
+
+    A launch of one process calls it in this one.
+
+    Raises:
+        LoradagError: that a process raised, or for a process that was ended from outside.
+        RuntimeError: any other error of a process, with its traceback.
+    """
+    if launch.processes == 1:
+        return {0: function(*arguments)}
+    from accelerate.utils import check_cuda_p2p_ib_support, patch_environment
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # raised, see below
+    here = launch.processes // launch.machines
+    environment: dict[str, Any] = divided_threads(here)
+    environment["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # advice on DDP, from every process
+    if launch.strategy == "fsdp":  # as `accelerate launch` does: it decides which backends start
+        environment |= {
+            "ACCELERATE_USE_FSDP": "true",
+            "FSDP_VERSION": "2",
+            "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+            "FSDP_OFFLOAD_PARAMS": str(launch.offload).lower(),
+        }
+    if not check_cuda_p2p_ib_support():  # as `accelerate launch` does
+        environment |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
+    config = LaunchConfig(
+        min_nodes=launch.machines,
+        max_nodes=launch.machines,
+        nproc_per_node=here,
+        run_id="loradag",
+        max_restarts=0,
+        **_rendezvous(launch),
+    )
+    try:
+        with patch_environment(**environment):
+            returned = elastic_launch(config, _rank)(function, *arguments)
+    except SignalException as stopped:
+        if stopped.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        sys.exit(128 + stopped.sigval)
+    except ChildFailedError as failed:
+        raise _error(*failed.get_first_failure(), launch) from None
+    if 0 not in returned:
+        sys.exit()  # the first machine writes and reports
+    return dict(returned)
+
+
+def _rendezvous(launch: Launch) -> dict[str, Any]:
+    """How the machines' agents meet; one machine's takes any free port of its own."""
+    if launch.machines == 1:
+        return {
+            "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "local_addr": "localhost",
+        }  # fmt: skip
+    address = [os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")]
+    if not all(address):
+        raise LoradagError(
+            f"launch.machines = {launch.machines}: MASTER_ADDR and MASTER_PORT are not set. Set "
+            f"them to the first machine's address and a free port on it, on every machine, and "
+            f"{NODE_RANK} to 0, 1, … on each."
+        )
+    return {
+        "rdzv_backend": "static",
+        "rdzv_endpoint": ":".join(str(part) for part in address),
+        "rdzv_configs": {"rank": machine_rank()},
+    }
+
+
+def _rank(function: Callable[..., T], *arguments: Any) -> T:
+    """The function of one process."""
+    end_with_parent()
+    configure(Runtime(threads=None, device="auto"))  # the parent's environment decides both
+    import datasets
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if os.environ["RANK"] != "0":
+        datasets.disable_progress_bars()
+    return function(*arguments)
+
+
+def _error(rank: int, failure: Any, launch: Launch) -> Exception:
+    """What `rank` raised, or that it was ended from outside."""
+    process = f"process {rank} of {launch.processes}"
+    if not isinstance(failure.message, dict):  # it had no time to write down why
+        return LoradagError(
+            f"{process} was ended from outside ({failure.message}), and the others with it. Run "
+            "`dvc repro` to continue from the last checkpoint; a process that the kernel kills "
+            "needs more memory: see the keys launch and train.batch_size."
+        )
+    kind, _, text = failure.message["message"].partition(": ")
+    if kind in ("LoradagError", "ConfigError"):
+        return LoradagError(text)
+    return RuntimeError(f"{process}: {failure.message['extraInfo']['py_callstack']}")
