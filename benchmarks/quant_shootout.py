@@ -45,6 +45,11 @@ SCHEMES = {
     "symmetric bits=2": "symmetric bits=2" + GROUPS,
     "asymmetric": "asymmetric",
     **{f"asymmetric bits={bits}": f"asymmetric bits={bits}{GROUPS}" for bits in (4, 3, 2)},
+    **{
+        f"{scheme} bits={bits} rounding=awq": f"{scheme} bits={bits} rounding=awq{GROUPS}"
+        for scheme in ("symmetric", "asymmetric")
+        for bits in (4, 3)
+    },
 }
 ROWS = 112  # held out, about 4,000 tokens
 FOLDS = 14  # of them; their spread is the noise of a difference

@@ -13,24 +13,28 @@ from loradag.runtime.report_keys import QuantizeReport
 def quantize(paths: Paths, quantize: Quantize) -> QuantizeReport:
     from loradag.data.calibration_rows import read_calibration_rows
     from loradag.models.pinning import weights_folder
-    from loradag.quantization.calibration import calibrate
+    from loradag.quantization.calibration import calibrate, record_inputs
     from loradag.quantization.conversion import measure_unquantized, quantize_checkpoint
 
-    base, activations, calibrated = weights_folder(paths.base), None, None
+    base = weights_folder(paths.base)
+    activations = inputs = calibrated = None
     with replacing(paths.quantized) as folder:
         folder.mkdir()
-        if quantize.scheme == "static_w8a8":
+        if quantize.scheme == "static_w8a8" or quantize.rounding == "awq":
             rows = read_calibration_rows(
                 paths.prepared / "calibration.parquet",
                 quantize.calibration_rows or 0,
-                "quantize.scheme = static_w8a8",
+                f"quantize.scheme = {quantize.scheme}",
             )
-            activations = calibrate(base, folder, rows, quantize)
+            if quantize.rounding == "awq":
+                inputs = record_inputs(base, folder, rows, quantize)
+            else:
+                activations = calibrate(base, folder, rows, quantize)
             calibrated = len(rows)
         if quantize.scheme == "none":
             measured = measure_unquantized(base)
         else:
-            measured = quantize_checkpoint(base, folder, quantize, activations)
+            measured = quantize_checkpoint(base, folder, quantize, activations, inputs)
         write_json(folder / "scheme.json", {"scheme": quantize.scheme})
     return {
         "scheme": quantize.scheme,

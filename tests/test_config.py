@@ -119,8 +119,17 @@ def test_all_problems_come_at_once_with_key_value_rule_and_remedy() -> None:
         (["quantize=static_w8a8", "inputs.calibration=artifacts/base"], ["inputs.calibration"]),
         (
             ["quantize.scheme=symmetric"],
-            ["quantize.bits", "quantize.granularity", "quantize.symmetric_range"],
+            [
+                "quantize.bits",
+                "quantize.granularity",
+                "quantize.symmetric_range",
+                "quantize.rounding",
+            ],
         ),
+        (["quantize=nf4", "quantize.rounding=awq"], ["quantize.rounding"]),
+        (["quantize=none", "quantize.rounding=nearest"], ["quantize.rounding"]),
+        (["quantize=static_w8a8", "quantize.rounding=nearest"], ["quantize.rounding"]),
+        (["quantize=symmetric", "quantize.rounding=awq"], ["quantize.rounding"]),
         (
             ["prepare=guanaco", "train.loss=completion"],
             ["train.packing_tokens", "prepare.template"],

@@ -1,9 +1,9 @@
 import pytest
 
-from loradag.config.problems import ConfigError
+from loradag.config.problems import ConfigError, LoradagError
 from loradag.models.loading import is_quantized
 from stages.quantize import quantize
-from tests.conftest import smoke_config
+from tests.conftest import run_stages, smoke_config
 
 KEYS = {
     "scheme", "parameters", "quantized_parameters", "bits_per_weight", "bytes", "bytes_full",
@@ -28,6 +28,27 @@ def test_a_scheme_leaves_a_loadable_folder_and_the_whole_report(project):
     assert 18 < report["sqnr_db"] < 22  # normal weights in NF4: about 20.7 dB
     names = {file.name for file in paths.quantized.iterdir()}
     assert names == {"config.json", "generation_config.json", "model.safetensors", "scheme.json"}
+
+
+AWQ = ("quantize=symmetric", "quantize.bits=4", "quantize.granularity=group",
+       "quantize.rounding=awq")  # fmt: skip
+
+
+def test_awq_is_calibrated_on_rows_that_were_set_aside(project):
+    paths, config = project(*AWQ, "quantize.group_size=32", "quantize.calibration_rows=3")
+    assert config.inputs.calibration == "data/prepared/calibration.parquet"
+    reports = run_stages(paths, config, "prepare", "quantize")
+    assert reports["quantize"]["calibration_rows"] == 3
+    assert reports["quantize"]["information_bits_per_weight"] > 4 + 32 / 32
+    first = (paths.quantized / "model.safetensors").read_bytes()
+    run_stages(paths, config, "quantize")
+    assert (paths.quantized / "model.safetensors").read_bytes() == first
+
+
+def test_awq_is_refused_with_groups_of_full_rows(project):
+    paths, config = project(*AWQ, "quantize.group_size=64")
+    with pytest.raises(LoradagError, match=r"group_size = 64: is a full row"):
+        run_stages(paths, config, "prepare", "quantize")
 
 
 @pytest.mark.parametrize(

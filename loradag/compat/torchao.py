@@ -4,15 +4,20 @@ All of it holds for torchao 0.18 with transformers 5.23. Neither documents its n
 """
 
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torchao.core.config import AOBaseConfig
+from torchao.prototype.awq.core import AWQObserver
 from torchao.prototype.safetensors.safetensors_support import (
     flatten_tensor_state_dict,
     unflatten_tensor_state_dict,
 )
 from torchao.quantization import Int8Tensor, IntxUnpackedToInt8Tensor
 from torchao.quantization.quantize_.common import _choose_quant_func_and_quantize_tensor
+from torchao.quantization.transform_module import register_quantize_module_handler
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
 
@@ -51,6 +56,40 @@ def register() -> None:
     Unnecessary once `TorchAoHfQuantizer.serialized_names` has all of torchao's optional tensors.
     """
     AUTO_QUANTIZER_MAPPING["torchao"] = _Quantizer
+
+
+@dataclass
+class _Rounding(AOBaseConfig):
+    """A torchao config that rounds a weight by any function."""
+
+    round_weight: Callable[[torch.Tensor], torch.Tensor]
+
+
+@register_quantize_module_handler(_Rounding)  # type: ignore[untyped-decorator]
+def _round(module: Any, config: _Rounding) -> Any:
+    module.weight = torch.nn.Parameter(config.round_weight(module.weight), False)
+    return module
+
+
+def search_input_scales(
+    weight: torch.Tensor,
+    inputs: Sequence[torch.Tensor],
+    round_weight: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """AWQ's scales (in,) of the columns of a weight (out, in): x·wᵀ = (x / scales)·(w·scales)ᵀ.
+
+    Args:
+        inputs: (…, tokens, in) each.
+        round_weight: what storing makes of a weight.
+
+    Why: torchao's search for them is in `prototype` only.
+    Unnecessary once torchao moves it out of there.
+    """
+    observer = AWQObserver(weight, None, _Rounding(round_weight))
+    for values in inputs:
+        observer(values, None)
+    scales: torch.Tensor = observer.calculate_qparams()
+    return scales
 
 
 def compute_in(model: Any, dtype: torch.dtype) -> None:
@@ -138,6 +177,9 @@ def _in_dtype(weight: Any, dtype: torch.dtype) -> Any:
             dtype,
             weight.activation_quantization,
         )
+    pre_scale = weight.act_pre_scale
+    if pre_scale is not None and weight.act_quant_kwargs is None:
+        pre_scale = pre_scale.to(dtype)
     return Int8Tensor(
         weight.qdata,
         weight.scale,
@@ -146,7 +188,8 @@ def _in_dtype(weight: Any, dtype: torch.dtype) -> Any:
         zero_point=weight.zero_point,
         act_quant_scale=weight.act_quant_scale,
         act_quant_zero_point=weight.act_quant_zero_point,
-        act_pre_scale=weight.act_pre_scale,
+        # Inputs are rounded to codes after it, or else multiplied in `dtype`.
+        act_pre_scale=pre_scale,
         act_quant_kwargs=weight.act_quant_kwargs,
         reduce_range=weight.reduce_range,
     )

@@ -334,8 +334,8 @@ def _quantize_rules(quantize: Quantize) -> Iterable[Problem]:
         "nf4": ("double_quant", "block_size"),
         "fp4": ("double_quant", "block_size"),
         "int8": ("threshold",),
-        "symmetric": ("bits", "granularity", "symmetric_range"),
-        "asymmetric": ("bits", "granularity"),
+        "symmetric": ("bits", "granularity", "symmetric_range", "rounding"),
+        "asymmetric": ("bits", "granularity", "rounding"),
         "dynamic_w8a8": ("granularity",),
         "static_w8a8": (
             "granularity", "observer", "activation_granularity", "activation_zero_point",
@@ -345,6 +345,8 @@ def _quantize_rules(quantize: Quantize) -> Iterable[Problem]:
     needed = options.get(quantize.scheme, ())
     if quantize.granularity == "group":
         needed += ("group_size",)
+    if quantize.rounding == "awq" and "rounding" in needed:
+        needed += ("calibration_rows",)
     if quantize.observer == "percentile":
         needed += ("percentile",)
     for name in needed:
@@ -358,6 +360,19 @@ def _quantize_rules(quantize: Quantize) -> Iterable[Problem]:
             f"gives a row several scales, but quantize.scheme = {quantize.scheme} multiplies "
             "integers along whole rows",
             "Choose tensor or channel.",
+        )  # fmt: skip
+    if quantize.rounding is not None and quantize.scheme not in ("symmetric", "asymmetric"):
+        yield Problem(
+            "quantize.rounding", quantize.rounding,
+            f"is not read by quantize.scheme = {quantize.scheme}",
+            "Set quantize.rounding=null, or take quantize=symmetric or asymmetric.",
+        )  # fmt: skip
+    elif quantize.rounding == "awq" and quantize.granularity != "group":
+        yield Problem(
+            "quantize.rounding", "awq",
+            "makes columns alike within groups of a row, and quantize.granularity = "
+            f"{quantize.granularity} has none",
+            "Set quantize.granularity=group and quantize.group_size, or quantize.rounding=nearest.",
         )  # fmt: skip
     if quantize.activation_granularity == "channel" and quantize.activation_zero_point:
         yield Problem(

@@ -50,12 +50,14 @@ class Inputs:
     general: str = MISSING  # baseline and evaluate: the file of evaluate.general.path
     tasks: str = MISSING  # baseline and evaluate: the folder of evaluate.tasks_path
     adapter: str = MISSING  # train: the folder of adapter.start
-    calibration: str = MISSING  # quantize: the rows that static scales are taken from
+    calibration: str = MISSING  # quantize: the rows that a scheme is calibrated on
 
 
 def derive_inputs(config: Any) -> dict[str, str]:
     """The section `inputs` of a configuration: a `Config`, or what Hydra composed."""
-    calibration = CALIBRATION if config.quantize.scheme == "static_w8a8" else "artifacts/base"
+    quantize = config.quantize
+    is_calibrated = quantize.scheme == "static_w8a8" or quantize.rounding == "awq"
+    calibration = CALIBRATION if is_calibrated else "artifacts/base"
     return DEFAULTS | {"calibration": calibration} | own_inputs(config)
 
 

@@ -33,9 +33,12 @@ class Quantize:
     granularity: str | None = one_of("tensor", "channel", "group")
     group_size: int | None = at_least(2)
     symmetric_range: str | None = one_of("absmax", "minmax")  # minmax: the guide's, which clips
+    rounding: str | None = one_of("nearest", "awq")  # symmetric, asymmetric
     observer: str | None = one_of("minmax", "percentile")  # static_w8a8
     percentile: float | None = between(50, 100)
     activation_granularity: str | None = one_of("tensor", "channel")
     activation_zero_point: bool | None = MISSING  # static_w8a8: asymmetric activations
-    calibration_rows: int | None = at_least(1)  # at most; the report says how many there were
+    calibration_rows: int | None = at_least(
+        1
+    )  # static_w8a8, awq: at most; the report says how many there were
     skip_modules: list[str] = MISSING  # kept at full precision

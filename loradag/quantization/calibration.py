@@ -1,8 +1,10 @@
-"""Static activation scales, from what the linear layers see on the calibration rows."""
+"""What the linear layers read on the calibration rows: static activation scales, and inputs."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,38 +102,68 @@ def choose_qparams(low: torch.Tensor, high: torch.Tensor, quantize: Quantize) ->
 def calibrate(
     base: Path, folder: Path, rows: list[list[int]], quantize: Quantize
 ) -> dict[str, Activations]:
-    """Static activation parameters by layer, from a model whose weights are quantised first.
+    """Static activation parameters by layer, from a model whose weights are quantised first."""
+    with _rounded_model(base, folder, quantize) as (model, layers):
+        ranges = observe_ranges(model, layers, rows, quantize)
+    return {layer: choose_qparams(*ranges[layer], quantize) for layer in layers}
 
-    That model is written to `folder` meanwhile, so that memory has no full-precision one.
+
+def record_inputs(
+    base: Path, folder: Path, rows: list[list[int]], quantize: Quantize
+) -> dict[str, list[torch.Tensor]]:
+    """The inputs (1, tokens, in) of each layer for each row, from such a model, too.
+
+    Layers that read the same tensor share it, so of a Llama with hidden size h, MLP size m and l
+    blocks they take 4·tokens·l·(3·h + m) bytes.
+    """
+    with _rounded_model(base, folder, quantize) as (model, layers):
+        inputs: dict[str, list[torch.Tensor]] = {layer: [] for layer in layers}
+        _run(model, rows, {layer: seen.append for layer, seen in inputs.items()})
+    return inputs
+
+
+@contextmanager
+def _rounded_model(base: Path, folder: Path, quantize: Quantize) -> Iterator[tuple[Any, list[str]]]:
+    """A model with weights of 8 bits, and its layers that are quantised.
+
+    It is written to `folder` meanwhile, so that memory has no full-precision one.
     """
     import torch
 
     from loradag.models.loading import load_model
     from loradag.quantization.conversion import quantize_checkpoint
 
-    weights = replace(quantize, scheme="symmetric", bits=8, symmetric_range="absmax")
+    weights = replace(
+        quantize, scheme="symmetric", bits=8, symmetric_range="absmax", rounding="nearest"
+    )
     with tempfile.TemporaryDirectory(dir=folder) as name:
         layers = [x["name"] for x in quantize_checkpoint(base, Path(name), weights)["layers"]]
-        ranges = observe_ranges(load_model(Path(name), torch.float32), layers, rows, quantize)
-    return {layer: choose_qparams(*ranges[layer], quantize) for layer in layers}
+        yield load_model(Path(name), torch.float32), layers
 
 
 def observe_ranges(
     model: Any, layers: list[str], rows: list[list[int]], quantize: Quantize
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Run `rows` of token ids through `model`; the (low, high) that each layer's inputs had."""
+    observers = {layer: Observer(quantize) for layer in layers}
+    _run(model, rows, {layer: observer.observe for layer, observer in observers.items()})
+    return {layer: observer.range() for layer, observer in observers.items()}
+
+
+def _run(
+    model: Any, rows: list[list[int]], observe: Mapping[str, Callable[[torch.Tensor], None]]
+) -> None:
+    """Run `rows` of token ids through `model`, and give each layer's inputs to its function."""
     import torch
 
-    observers = {layer: Observer(quantize) for layer in layers}
     hooks = [
         model.get_submodule(layer).register_forward_pre_hook(
-            lambda _, inputs, observer=observer: observer.observe(inputs[0])
+            lambda _, inputs, see=see: see(inputs[0])
         )
-        for layer, observer in observers.items()
+        for layer, see in observe.items()
     ]
     with torch.inference_mode():
         for ids in rows:
             model.base_model(torch.tensor([ids], device=input_device(model)))
     for hook in hooks:
         hook.remove()
-    return {layer: observer.range() for layer, observer in observers.items()}

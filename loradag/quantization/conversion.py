@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from loradag.quantization.histogram import Histogram
 from loradag.runtime.report_keys import LayerErrors, QuantizedWeights
 
 if TYPE_CHECKING:
+    import torch
+
     from loradag.config.quantize import Quantize
     from loradag.quantization.calibration import Activations
 
@@ -31,6 +33,7 @@ def quantize_checkpoint(
     folder: Path,
     options: Quantize,
     activations: Mapping[str, Activations] | None = None,
+    inputs: Mapping[str, Sequence[torch.Tensor]] | None = None,
 ) -> QuantizedWeights:
     """Quantise the linear layers of `base` into `folder`; return size and error, for the report.
 
@@ -39,6 +42,7 @@ def quantize_checkpoint(
         folder: an empty one.
         options: the scheme.
         activations: static activation scales by layer.
+        inputs: of rounding by awq: what each layer reads on the calibration rows.
 
     Raises:
         LoradagError: no layer to quantise, a group size that divides no row, or weights that are
@@ -66,7 +70,8 @@ def quantize_checkpoint(
             if layer in linear:
                 weight = tensor.to(device(), torch.float32)
                 qparams = activations[layer] if activations else None
-                stored = schemes.encode(name, weight, options, qparams)
+                seen = inputs[layer] if inputs else ()
+                stored = schemes.encode(name, weight, options, qparams, seen)
                 restored = schemes.decode(name, stored.tensors, stored.metadata)
                 error = compare(weight, restored)
                 layers.append({"name": layer, **error.as_dict()})
@@ -175,6 +180,11 @@ def check_shapes(base: Path, linear: set[str], options: Quantize) -> None:
         raise LoradagError(
             f"quantize.group_size = {size}: does not divide every row of the layers to quantise; "
             f"they have {', '.join(map(str, sorted(rows)))} weights. Use a divisor of {fitting}."
+        )
+    if options.rounding == "awq" and size in rows:
+        raise LoradagError(
+            f"quantize.group_size = {size}: is a full row of a layer, and quantize.rounding = awq "
+            "is for groups within rows. Use half of it."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -41,13 +42,24 @@ def config(quantize: Quantize, skipped: list[str]) -> Any:
 
 
 def encode(
-    name: str, weight: torch.Tensor, quantize: Quantize, activations: Activations | None = None
+    name: str,
+    weight: torch.Tensor,
+    quantize: Quantize,
+    activations: Activations | None = None,
+    inputs: Sequence[torch.Tensor] = (),
 ) -> Stored:
-    """Quantise the linear weight `name` (out, in), float32."""
+    """Quantise the linear weight `name` (out, in), float32.
+
+    Args:
+        activations: of static_w8a8.
+        inputs: of rounding by awq: what the layer reads on the calibration rows.
+    """
     if quantize.scheme in BNB_SCHEMES:
         stored = Stored(bnb.encode(name, weight, quantize))
         return Stored(stored.tensors, information_bits=stored.bits)
-    if quantize.scheme in ("symmetric", "asymmetric"):
+    if quantize.rounding == "awq":
+        quantized = affine.quantize_by_inputs(weight, quantize, inputs)
+    elif quantize.scheme in ("symmetric", "asymmetric"):
         quantized = affine.quantize_weight(weight, quantize)
     else:
         quantized = affine.quantize_for_integers(weight, quantize, activations)

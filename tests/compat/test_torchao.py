@@ -5,7 +5,7 @@ from torchao.quantization import Int8Tensor, MappingType, PerRow, PerTensor
 
 from loradag.compat.torchao import activation_options
 from loradag.models.loading import load_model
-from loradag.quantization.calibration import calibrate
+from loradag.quantization.calibration import calibrate, record_inputs
 from loradag.quantization.conversion import quantize_checkpoint
 from loradag.quantization.dequantize import dequantized
 from tests.quantization.options import options
@@ -24,12 +24,23 @@ def lora_gradients(model):
     return {n: p.grad for n, p in tuned.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric", "dynamic_w8a8", "static_w8a8"])
-def test_lora_trains_as_on_the_dequantised_weights(scheme, tiny_base, tmp_path):
-    chosen, qparams = options(scheme), None
+@pytest.mark.parametrize(
+    ("scheme", "changes"),
+    [
+        *((s, {}) for s in ("symmetric", "asymmetric", "dynamic_w8a8", "static_w8a8")),
+        *(
+            (s, {"rounding": "awq", "granularity": "group", "group_size": 32})
+            for s in ("symmetric", "asymmetric")
+        ),
+    ],
+)
+def test_lora_trains_as_on_the_dequantised_weights(scheme, changes, tiny_base, tmp_path):
+    chosen, qparams, inputs = options(scheme, **changes), None, None
     if scheme == "static_w8a8":
         qparams = calibrate(tiny_base, tmp_path, ROWS, chosen)
-    quantize_checkpoint(tiny_base, tmp_path, chosen, qparams)
+    if changes:
+        inputs = record_inputs(tiny_base, tmp_path, ROWS, chosen)
+    quantize_checkpoint(tiny_base, tmp_path, chosen, qparams, inputs)
     loaded = load_model(tmp_path, torch.float32)
     assert loaded.hf_quantizer.is_trainable
     restored = dict(dequantized(tmp_path))
@@ -49,6 +60,24 @@ def test_weights_compute_in_the_models_dtype(tiny_base, tmp_path):
     assert torch.equal(one.scale, other.scale)
     assert other.dequantize().dtype == torch.bfloat16
     assert rounded(torch.tensor(ROWS)).logits.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
+def test_input_scales_are_exact_in_the_models_dtype(scheme, tiny_base, tmp_path):
+    chosen = options(scheme, rounding="awq", granularity="group", group_size=32)
+    inputs = record_inputs(tiny_base, tmp_path, ROWS, chosen)
+    quantize_checkpoint(tiny_base, tmp_path, chosen, inputs=inputs)
+    exact, rounded = (load_model(tmp_path, dtype) for dtype in (torch.float32, torch.bfloat16))
+    one, other = (model.model.layers[0].mlp.up_proj.weight for model in (exact, rounded))
+    assert one.act_pre_scale.unique().numel() > 1
+    assert torch.equal(one.act_pre_scale, other.act_pre_scale.float())
+    ids = torch.tensor(ROWS)
+    assert rounded(ids).logits.dtype == torch.bfloat16
+    restored = dict(dequantized(tmp_path))
+    twin = load_model(tiny_base, torch.float32)
+    twin.load_state_dict(restored | {"lm_head.weight": restored["model.embed_tokens.weight"]})
+    with torch.inference_mode():
+        torch.testing.assert_close(exact(ids).logits, twin(ids).logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("scheme", ["dynamic_w8a8", "static_w8a8"])

@@ -12,8 +12,13 @@ SCHEMES = {
     "nf4": {"double_quant": True, "block_size": 64},
     "fp4": {"double_quant": True, "block_size": 64},
     "int8": {"threshold": 6.0},
-    "symmetric": {"bits": 4, "granularity": "channel", "symmetric_range": "absmax"},
-    "asymmetric": {"bits": 4, "granularity": "group", "group_size": 32},
+    "symmetric": {
+        "bits": 4,
+        "granularity": "channel",
+        "symmetric_range": "absmax",
+        "rounding": "nearest",
+    },
+    "asymmetric": {"bits": 4, "granularity": "group", "group_size": 32, "rounding": "nearest"},
     "dynamic_w8a8": {"granularity": "channel"},
     "static_w8a8": {
         "granularity": "channel",

@@ -112,6 +112,32 @@ def test_integer_weights_are_the_symmetric_8_bit_ones(granularity):
     assert torch.equal(got.scale, expected.scale)
 
 
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("bits", [3, 4])
+def test_awq_loses_less_where_inputs_are_large(scheme, bits):
+    """Of ten times larger inputs in some columns, and of a weight with an outlier as well."""
+    inputs = torch.randn(1, 200, 128, generator=torch.Generator().manual_seed(1))
+    inputs[..., ::16] *= 10
+    weight, changes = weights("normal"), {"granularity": "group", "group_size": 32}
+    chosen = options(scheme, bits=bits, rounding="awq", **changes)
+    first, second = (schemes.encode("x.weight", weight, chosen, None, [inputs]) for _ in range(2))
+    assert all(torch.equal(first.tensors[key], second.tensors[key]) for key in first.tensors)
+    fitted = schemes.decode("x.weight", first.tensors, first.metadata)
+    nearest = quantize(scheme, weight, bits=bits, **changes).dequantize()
+    loss = [((weight - restored) @ inputs[0].T).square().sum() for restored in (fitted, nearest)]
+    assert loss[0] < 0.7 * loss[1]
+    codes = first.tensors["x._weight_qdata"]
+    assert -(2 ** (bits - 1)) <= codes.min()
+    assert codes.max() < 2 ** (bits - 1)
+
+
+def test_awq_is_nearest_rounding_where_all_inputs_are_alike():
+    chosen = options("asymmetric", rounding="awq")
+    stored = schemes.encode("x.weight", weights("normal"), chosen, None, [torch.ones(1, 4, 128)])
+    restored = schemes.decode("x.weight", stored.tensors, stored.metadata)
+    assert torch.equal(restored, quantize("asymmetric", weights("normal")).dequantize())
+
+
 def test_packed_bits_are_told_apart_from_stored_ones():
     stored = schemes.encode("x.weight", weights("normal"), options("asymmetric"))
     count = weights("normal").numel()
