@@ -18,11 +18,11 @@ from loradag.compat.bitsandbytes import store_as
 from loradag.config.launch import Launch
 from loradag.config.problems import LoradagError
 from loradag.models.loading import load_quantized
-from loradag.runtime import Paths
-from loradag.training.batches import EvenBatchSampler, share_of
+from loradag.training.batches import EvenBatchSampler
 from loradag.training.processes import run_ranks
 from loradag.training.resume import last_checkpoint
 from loradag.training.sharding import sharding_options
+from loradag.training.shares import share_of
 from tests.conftest import ROOT, run_stages, smoke_config
 from tests.training.conftest import copied
 
@@ -189,9 +189,8 @@ def test_machines_need_an_address(monkeypatch) -> None:
 @pytest.mark.parametrize("accumulation", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("processes", [1, 2, 3, 4, 6])
 def test_the_processes_share_the_rows_of_a_step(batch_size, accumulation, processes) -> None:
-    train = replace(smoke_config().train, batch_size=batch_size, gradient_accumulation=accumulation)
     if batch_size * accumulation % processes == 0:
-        rows, passes = share_of(train, processes)
+        rows, passes = share_of(batch_size, accumulation, processes)
         assert rows * passes * processes == batch_size * accumulation
         if accumulation % processes == 0:
             assert rows == batch_size
