@@ -114,7 +114,7 @@ def _check_machine(launch: Launch, here: int) -> None:
         if find_spec("deepspeed") is None:
             raise LoradagError(
                 "launch.strategy = 'deepspeed': the package deepspeed is not installed. Install "
-                "it with `pip install deepspeed`, or take launch=fsdp."
+                "it with `pip install -e '.[deepspeed]'`, or take launch=fsdp."
             )
 
 
