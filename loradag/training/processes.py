@@ -153,15 +153,21 @@ def _rank(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def _error(rank: int, failure: Any, launch: Launch) -> Exception:
-    """What `rank` raised, or that it was ended from outside."""
+    """What `rank` raised, or that a process was ended from outside."""
     process = f"process {rank} of {launch.processes}"
-    if not isinstance(failure.message, dict):  # it had no time to write down why
-        return LoradagError(
-            f"{process} was ended from outside ({failure.message}), and the others with it. Run "
-            "`dvc repro` to continue from the last checkpoint; a process that the kernel kills "
-            "needs more memory: see the keys launch and train.batch_size."
-        )
-    kind, _, text = failure.message["message"].partition(": ")
-    if kind in ("LoradagError", "ConfigError"):
-        return LoradagError(text)
-    return RuntimeError(f"{process}: {failure.message['extraInfo']['py_callstack']}")
+    if isinstance(failure.message, dict):  # what it wrote down before it ended
+        kind, _, text = failure.message["message"].partition(": ")
+        if kind in ("LoradagError", "ConfigError"):
+            return LoradagError(text)
+        if " by peer" not in text:
+            return RuntimeError(f"{process}: {failure.message['extraInfo']['py_callstack']}")
+        reason = "lost the connection to another one, which was ended from outside"
+    elif failure.exitcode < 0:
+        reason = f"was ended from outside by {failure.signal_name()}"
+    else:
+        reason = f"ended with exit code {failure.exitcode} and no message"
+    return LoradagError(
+        f"{process} {reason}, so all were ended. Run `dvc repro` to continue from the last "
+        "checkpoint. Where the kernel ended it, it needs more memory: lower train.batch_size (and "
+        "raise train.gradient_accumulation), or take launch=fsdp."
+    )

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from loradag.config.launch import Launch
 from loradag.config.problems import LoradagError
 from loradag.models.loading import load_quantized
 from loradag.training.batches import EvenBatchSampler
-from loradag.training.processes import run_ranks
+from loradag.training.processes import _error, run_ranks
 from loradag.training.resume import last_checkpoint
 from loradag.training.sharding import sharding_options
 from loradag.training.shares import share_of
@@ -169,6 +170,40 @@ def fail(message: str) -> None:
 
 def out_of_memory() -> None:
     raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+
+class Failure:
+    """As torch's elastic agent describes the end of a process."""
+
+    def __init__(self, exitcode: int, message: object = "") -> None:
+        self.exitcode, self.message = exitcode, message
+
+    def signal_name(self) -> str:
+        return signal.Signals(-self.exitcode).name
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "text"),
+    [
+        (Failure(-9), LoradagError, "process 1 of 2 was ended from outside by SIGKILL"),
+        (Failure(3), LoradagError, "exit code 3"),
+        (
+            Failure(1, {"message": "RuntimeError: [gloo] Connection reset by peer"}),
+            LoradagError,
+            "lost the connection to another one",
+        ),
+        (Failure(1, {"message": "LoradagError: the loss: nan"}), LoradagError, "^the loss: nan$"),
+        (
+            Failure(1, {"message": "KeyError: 1", "extraInfo": {"py_callstack": "Traceback"}}),
+            RuntimeError,
+            "Traceback",
+        ),
+    ],
+)
+def test_the_end_of_a_process_is_one_message(failure, kind, text) -> None:
+    error = _error(1, failure, DDP)
+    assert type(error) is kind
+    assert re.search(text, str(error))
 
 
 @pytest.mark.slow
