@@ -14,7 +14,7 @@ PIP := $(BIN)/pip install --disable-pip-version-check --progress-bar off -c cons
 PYTEST := python -m pytest -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-all lint smoke ui serve clean
+.PHONY: help setup repro push test test-all lint smoke ui serve clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,10 +28,14 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PIP) --no-deps $(EMBEDDED)
 	@touch $@
 
-repro: setup ## run the whole pipeline as params.yaml says; only what changed runs
+repro: setup ## run the whole pipeline as params.yaml says; PULL=1: take stages from DVC's remote
 	@# DVC writes this file in place: a kill at that moment leaves it empty, and DVC then refuses.
 	@test -s .dvc/tmp/rwlock || rm -f .dvc/tmp/rwlock
-	$(RUN) dvc repro
+	$(RUN) dvc repro $(if $(PULL),--pull)
+
+push: setup ## copy the cache to DVC's remote, so that others need not run the same stages
+	$(RUN) dvc push
+	$(RUN) python -m stages.push
 
 test: setup ## the tests, without the slow ones
 	$(RUN) $(PYTEST) -m "not slow"

@@ -60,7 +60,8 @@ def run_round(clones: list[Clone], number: int, at_once: int) -> tuple[int, ...]
         victim = number // 2 % 2
         time.sleep(random.uniform(3, 15))
         os.kill(processes[victim].pid, signal.SIGKILL)
-        processes[victim].communicate()
+        # Not `communicate`: a worker of joblib that had received half a job keeps the output open.
+        processes[victim].wait()
         processes[victim] = clones[victim].start(*command)
     for process in processes:
         output, _ = process.communicate(timeout=3000)

@@ -29,6 +29,7 @@ def main() -> None:
     import numpy as np
     import torch
 
+    from loradag.data.calibration_rows import read_calibration_rows
     from loradag.data.rows import read_rows
     from loradag.evaluation.parity import Probe, parity, recorded
     from loradag.export.gguf_format import count_types, write_gguf
@@ -37,13 +38,12 @@ def main() -> None:
     from loradag.export.plain_transformers import write_logits
     from loradag.export.runtimes import measure_in_llamacpp
     from loradag.models.loading import load_model
-    from loradag.quantization import calibration
 
     configure(Runtime(threads=load_config(Path("params.yaml")).runtime.threads, device="cpu"))
     paths = Paths(Path())
     rows = [row.input_ids for row in read_rows(paths.prepared / "eval.parquet")[:ROWS]]
     prompts = [ids[:8] for ids in rows[:2]]
-    calibrating = calibration.read_rows(
+    calibrating = read_calibration_rows(
         paths.prepared / "calibration.parquet", CALIBRATION_ROWS, "export.type"
     )
     model = load_model(paths.merged, torch.float32)

@@ -138,9 +138,12 @@ def test_what_llama_cpp_cannot_run_is_refused_before_training(
         run(tmp_path, family, **changes)
 
 
-def test_experts_are_refused_with_a_type_that_needs_their_importance(tmp_path: Path) -> None:
-    overrides = ["adapter=none", "quantize=none", "export.type=q4_k_m"]
-    with pytest.raises(LoradagError, match=r"export\.type: Mixtral.*importance"):
+@pytest.mark.parametrize(("type", "reason"), [("q4_k_m", "importance"), ("[f16,q8_0]", "q8_0")])
+def test_experts_are_refused_with_types_that_round_them(
+    tmp_path: Path, type: str, reason: str
+) -> None:
+    overrides = ["adapter=none", "quantize=none", f"export.type={type}"]
+    with pytest.raises(LoradagError, match=rf"export\.type: Mixtral.*{reason}"):
         run(tmp_path, "Mixtral", *overrides)
 
 

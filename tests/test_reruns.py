@@ -11,7 +11,6 @@ from tests.conftest import ROOT
 # What is not listed reruns none: how stages are configured, run, planned, swept and watched.
 RERUNS: dict[str, str] = {
     "loradag/checkpoints": "fetch quantize train baseline evaluate merge export report",
-    "loradag/checkpoints/safetensors_reader.py": "fetch quantize train merge export",
     "loradag/checkpoints/safetensors_writer.py": "quantize merge export",
     "loradag/checkpoints/skeleton.py": "merge",
     "loradag/compat": "quantize train baseline evaluate merge export report",
@@ -24,7 +23,6 @@ RERUNS: dict[str, str] = {
     "loradag/compat/hydra.py": "",
     "loradag/compat/llamacpp.py": "export",
     "loradag/compat/mlflow.py": "report",
-    "loradag/compat/peft.py": "train merge export",
     "loradag/compat/torch.py": "train",
     "loradag/compat/transformers.py": "quantize train baseline evaluate merge export report",
     "loradag/compat/trl.py": "train",

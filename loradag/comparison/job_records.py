@@ -37,6 +37,7 @@ class SweepRecord:
     run_id: str  # the parent in MLflow
     threads: int | None  # for each job; None: as configured
     gpus: list[str]  # that the jobs divide among them; empty: each sees what the sweep sees
+    remote: bool  # whether stages are shared through the project's DVC remote
     objectives: dict[str, str] = field(default_factory=dict)  # of a search, and their directions
 
     def write(self, folder: Path) -> None:

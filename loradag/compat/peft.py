@@ -1,8 +1,12 @@
 """What peft offers as an experiment, or keeps to itself. All of it holds for peft 0.21."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from loradag.config.problems import LoradagError
 
 
 def register_layers(config: Any, layers: dict[type, type]) -> None:
@@ -50,3 +54,36 @@ def pattern_value(patterns: dict[str, Any], module: str, default: Any) -> Any:
     from peft.utils.other import get_pattern_key
 
     return patterns.get(get_pattern_key(patterns.keys(), module), default)
+
+
+def load_on_offloaded(model: Any, folder: Path, **options: Any) -> Any:
+    """A `PeftModel` of the adapter in `folder` on a base that accelerate has offloaded in part.
+
+    Why: `PeftModel.from_pretrained` spreads such a base anew, and for that writes all its weights
+    once more, below the working folder (`_update_offload`); without that it leaves the adapter on
+    the device `meta`, where its offloaded layer is. Each layer's device is in accelerate's hook.
+    Unnecessary once peft loads an adapter on a base as it is placed.
+
+    Raises:
+        LoradagError: the adapter has more than the matrices A and B.
+    """
+    from peft import PeftModel, load_peft_weights
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    del model.hf_device_map
+    tuned = PeftModel.from_pretrained(model, folder, low_cpu_mem_usage=True, **options)
+    saved = load_peft_weights(str(folder), device="cpu")
+    named = {re.sub(r"(\.lora_(?:embedding_)?[AB])", r"\1.default", k): v for k, v in saved.items()}
+    found = tuned.load_state_dict(named, strict=False, assign=True)
+    if found.unexpected_keys:
+        raise LoradagError(
+            f"the device has no room for the model, whose adapter has {found.unexpected_keys[0]}. "
+            "That cannot be put on a model that is offloaded in part. Take adapter=lora without "
+            "adapter.modules_to_save and adapter.bias, or quantize=nf4."
+        )
+    for layer in tuned.modules():
+        if isinstance(layer, BaseTunerLayer):
+            place = layer.get_base_layer()._hf_hook.execution_device
+            for name in layer.adapter_layer_names:
+                getattr(layer, name).to(place)
+    return tuned

@@ -50,6 +50,13 @@ def _export_rules(config: Config) -> Iterable[Problem]:
                 f"train.method = {method} makes a full model",
                 "Export safetensors or gguf.",
             )  # fmt: skip
+    if "compressed" in formats and method == "bitnet":
+        yield Problem(
+            "export.formats", config.export.formats,
+            "cannot contain compressed, which would round the three values that "
+            "train.method = bitnet trains once more",
+            "Export safetensors, or gguf with export.type=tq2_0.",
+        )  # fmt: skip
     if "adapter" in formats:
         yield from _peft_adapter_rules(config)
     if "gguf_adapter" in formats:

@@ -9,6 +9,7 @@ from loradag.config.rules import (
     above,
     at_least,
     file_size,
+    one_of,
     repository,
     some_of,
 )
@@ -25,9 +26,10 @@ MIXED_TYPES = {"q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "iq4_xs"}
 class Export:
     """The files that runtimes load."""
 
-    formats: Any = some_of("safetensors", "gguf", "adapter", "gguf_adapter")
+    formats: Any = some_of("safetensors", "gguf", "adapter", "gguf_adapter", "compressed")
     type: Any = some_of(*GGUF_TYPES)  # gguf: one, or a list of several
-    max_shard_size: str = file_size()  # safetensors
+    compressed: str = one_of("w8a8", "w4a16", "fp8")  # of the format of that name
+    max_shard_size: str = file_size()  # safetensors, compressed
     rows: int = at_least(1)  # held-out rows that the runtimes are measured on
     max_new_tokens: int = at_least(1)  # of the greedy continuations
     # Relative change of perplexity beyond the format's own loss; float types: 0.001 at most.

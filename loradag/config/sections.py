@@ -27,10 +27,11 @@ class Runtime:
 
 @dataclass
 class Sweep:
-    """How far the jobs of a sweep run, and which workspaces are kept."""
+    """How far the jobs of a sweep run, what it shares, and which workspaces are kept."""
 
     keep: str = one_of("all", "failed", "none")
     until: str = one_of("evaluate", "export")  # the last stage of a job; `report` always runs
+    remote: bool = MISSING  # take stages from DVC's default remote, and push what ran to it
 
 
 @dataclass

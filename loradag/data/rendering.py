@@ -13,6 +13,13 @@ from loradag.data.tokenization import Rendered, Span, special_tokens
 # Stand-ins for special tokens within texts while a template is rendered: of Unicode's plane for
 # private use, one for each token found.
 STAND_IN = 0xF0000
+# What a chat template is tried on.
+DIALOGUE: list[Any] = [
+    {"role": "user", "content": "one"},
+    {"role": "assistant", "content": "two"},
+    {"role": "user", "content": "three"},
+    {"role": "assistant", "content": "four"},
+]
 STAND_INS = re.compile("[\U000f0000-\U000ffffd]")
 
 
@@ -85,7 +92,8 @@ def trainable_template(tokenizer: Any, date: str) -> tuple[str, bool]:
     """A chat template whose assistant turns can be found, and whether it marks them itself.
 
     The tokenizer's own, where it has generation marks, or where each prompt is a prefix of the
-    dialogue that continues it; otherwise trl's training template for the same model family.
+    dialogue that continues it; otherwise trl's training template for the same model family. Marks
+    around a turn's header, which every prompt ends with, are not used where prefixes can be.
 
     Raises:
         LoradagError: there is none.
@@ -96,11 +104,11 @@ def trainable_template(tokenizer: Any, date: str) -> tuple[str, bool]:
             "prepare.template=plain with prepare.prompt and prepare.completion, or take a chat "
             "model."
         )
-    own = default_template(tokenizer)
-    if re.search(r"\{%-?\s*generation\s*-?%\}", own):
-        return pin_date(own, date), True
+    own, variables = default_template(tokenizer), dict(tokenizer.special_tokens_map)
     pinned = pin_date(own, date)
-    broken = _prefix_problem(pinned, dict(tokenizer.special_tokens_map))
+    broken = _prefix_problem(pinned, variables)
+    if re.search(r"\{%-?\s*generation\s*-?%\}", own):
+        return pinned, broken is not None or not _marks_headers(pinned, variables)
     if broken is None:
         return pinned, False
     if known := training_template(tokenizer):
@@ -115,15 +123,21 @@ def trainable_template(tokenizer: Any, date: str) -> tuple[str, bool]:
 def _prefix_problem(template: str, variables: dict[str, Any]) -> str | None:
     from jinja2 import TemplateError
 
-    turns = [("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four")]
-    messages = [{"role": role, "content": content} for role, content in turns]
     try:
-        _prefixed(template, messages, None, variables)
+        _prefixed(template, DIALOGUE, None, variables)
     except DroppedError as problem:
         return str(problem)
     except (TemplateError, TypeError) as error:
         return f"refuses a dialogue of four turns ({error})"
     return None
+
+
+def _marks_headers(template: str, variables: dict[str, Any]) -> bool:
+    """Whether the generation marks include what a prompt ends with, as SmolLM3's do."""
+    (marked, *_), (answer, *_) = (
+        find(template, DIALOGUE, None, variables)[1] for find in (_marked, _prefixed)
+    )
+    return marked[0] < answer[0]
 
 
 def _marked(

@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loradag.checkpoints.safetensors_reader import count_parameters
 from loradag.evaluation.samples import greedy_ids
 from loradag.models.device import compute_dtype, device
+from loradag.models.placement import SPARE, free_bytes, weight_bytes
 
 if TYPE_CHECKING:
     import torch
 
 LONGEST = 512  # tokens of a sequence that are compared
 LOGITS = "logits"
-SPARE = 1.5  # of the weights' bytes: activations, logits, an adapter
 
 
 @dataclass(frozen=True)
@@ -78,15 +77,13 @@ class Parity:
 def comparison_dtype(folder: Path) -> torch.dtype:
     """The dtype in which models of the size of `folder`'s are compared.
 
-    float32: rounding in a computation of 16 bits hides differences of the weights. A GPU whose
+    float32: rounding in a computation of 16 bits hides differences of the weights. A device whose
     free memory is too small for the model in float32 computes in the dtype `auto`.
     """
     import torch
 
-    if device() == "cuda":
-        free, _ = torch.cuda.mem_get_info()
-        if SPARE * 4 * count_parameters(folder) > free:
-            return compute_dtype("auto")
+    if SPARE * weight_bytes(folder, torch.float32) > free_bytes(device()):
+        return compute_dtype("auto")
     return torch.float32
 
 

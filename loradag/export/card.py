@@ -12,6 +12,7 @@ from loradag.config.quantize import Quantize
 from loradag.config.train import Train
 from loradag.training.naming import method_name
 
+LIBRARIES = {"safetensors": "transformers", "compressed": "transformers", "adapter": "peft"}
 TEMPLATE = Path(__file__).with_name("card.jinja")
 # The options of `BitsAndBytesConfig` that decide what a base is quantised to.
 BASE_OPTIONS = (
@@ -65,7 +66,7 @@ def write_card(
     front = ModelCardData(
         base_model=base["id"] if hub else None,
         datasets=data.id if data.source == "hub" else None,
-        library_name={"safetensors": "transformers", "adapter": "peft"}.get(kind),
+        library_name=LIBRARIES.get(kind),
         license=base["license"],
         pipeline_tag="text-generation",
         tags=["loradag", origin.method],

@@ -17,12 +17,19 @@ from loradag.data.rows import Row, read_rows
 from loradag.data.templates import encode_prompt
 from loradag.data.token_contract import Contract, read_contract, verify_tokenizer
 from loradag.evaluation.parity import Parity, Probe, greedy_match, parity, recorded
+from loradag.export.compressed import plan_compression
 from loradag.export.folders import base_quantization, base_scheme
 from loradag.export.gguf_adapter import write_gguf_base
 from loradag.export.gguf_format import count_types, float_type
 from loradag.export.importance import NOT_MEASURED, Importance
 from loradag.export.measurement import QUESTION, Inputs, Measurement
-from loradag.export.reference import GGUF, GGUF_ADAPTER, Expected, compute_reference
+from loradag.export.reference import (
+    COMPRESSED,
+    GGUF,
+    GGUF_ADAPTER,
+    Expected,
+    compute_reference,
+)
 from loradag.export.runtimes import measure_in_llamacpp, measure_in_transformers
 from loradag.models.device import device
 from loradag.models.pinning import weights_folder
@@ -101,6 +108,9 @@ class Verification:
             numbers["base"] = base_scheme(self.paths)
         elif name == GGUF_ADAPTER:
             numbers["base"] = float_type(weights_folder(self.paths.base))
+        elif name.startswith(COMPRESSED):
+            option = name.removeprefix(COMPRESSED)
+            numbers["group_size"] = plan_compression(self.paths.merged, option).group_size
         elif name.startswith(GGUF):
             numbers["types"] = count_types(path)
             if name.removeprefix(GGUF) in MIXED_TYPES:

@@ -12,7 +12,9 @@ from loradag.config.export import is_mixed, listed
 from loradag.config.problems import LoradagError
 from loradag.config.sections import Config
 from loradag.data.calibration_rows import read_calibration_rows
+from loradag.export.compressed import plan_compression
 from loradag.export.gguf_adapter import linked_base
+from loradag.export.gguf_format import FLOAT_TYPES
 from loradag.export.push import check_push
 from loradag.runtime.paths import Paths
 
@@ -37,10 +39,22 @@ def check_feasible(paths: Paths, config: Config) -> None:
     if {"gguf", "gguf_adapter"} & set(formats):
         _check_llamacpp(described)
         _check_converter(paths.base)
-    if is_mixed(config.export) and (experts := _find_experts(paths.base)):
+    if "compressed" in formats:
+        if experts := _find_experts(paths.base):
+            raise LoradagError(
+                f"export.formats: {experts}, which compressed does not quantise. Take "
+                "export=safetensors."
+            )
+        plan_compression(paths.base, config.export.compressed)
+    rounded = [type for type in listed(config.export.type) if type not in FLOAT_TYPES]
+    if "gguf" in formats and rounded and (experts := _find_experts(paths.base)):
+        missing = (
+            "the importance of whose columns is not measured"
+            if is_mixed(config.export)
+            else f"whose rounding to {rounded[0]} is not verified"
+        )
         raise LoradagError(
-            f"export.type: {experts}, the importance of whose columns is not measured. Take "
-            "export.type=f16 or export=safetensors."
+            f"export.type: {experts}, {missing}. Take export.type=f16 or export=safetensors."
         )
 
 

@@ -1,4 +1,4 @@
-"""Formats that are folders: safetensors for transformers and vLLM, the adapter for peft."""
+"""Formats that are folders as they are: safetensors, and the adapter for peft."""
 
 from __future__ import annotations
 

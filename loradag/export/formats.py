@@ -11,12 +11,13 @@ from loradag.config.export import Export, listed
 from loradag.data.templates import render_prompt
 from loradag.data.token_contract import read_contract
 from loradag.export.card import Origin, write_card
+from loradag.export.compressed import write_compressed
 from loradag.export.folders import base_quantization, write_adapter, write_safetensors
 from loradag.export.gguf_adapter import write_gguf_adapter
 from loradag.export.gguf_format import write_gguf
 from loradag.export.importance import Importance
 from loradag.export.modelfile import write_modelfile
-from loradag.export.reference import GGUF, GGUF_ADAPTER
+from loradag.export.reference import COMPRESSED, GGUF, GGUF_ADAPTER
 from loradag.models.pinning import sha256
 from loradag.models.tokenizer import load_tokenizer
 from loradag.runtime import Paths
@@ -48,6 +49,9 @@ def write_formats(
         elif kind == "adapter":
             write_adapter(paths.adapter, paths.merged, place, origin.base)
             exported[kind] = place
+        elif kind == "compressed":
+            write_compressed(paths.merged, place, export.compressed, export.max_shard_size)
+            exported[COMPRESSED + export.compressed] = place
         elif kind == GGUF_ADAPTER:
             place.mkdir(parents=True)
             exported[kind] = place / f"{origin.name}-adapter.gguf"
@@ -90,7 +94,7 @@ def describe(
 
 def _kind(name: str) -> str:
     """The kind of a format: that of each of GGUF's types is gguf."""
-    return "gguf" if name.startswith(GGUF) and name != GGUF_ADAPTER else name
+    return name if name == GGUF_ADAPTER else name.partition("_")[0]
 
 
 def list_files(folder: Path) -> list[ExportedFile]:

@@ -56,12 +56,13 @@ def _output(model: Any, name: str) -> torch.Tensor:
     layer = model.get_submodule(name)
     inner = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
     weight = inner.weight
+    place = model.device if weight.is_meta else weight.device  # an offloaded layer is on its way
     if isinstance(inner, torch.nn.Embedding):
-        inputs = torch.arange(min(INPUTS, weight.shape[0]), device=weight.device)
+        inputs = torch.arange(min(INPUTS, weight.shape[0]), device=place)
     else:
         # GPT-2's Conv1D stores (in, out) and has no in_features.
         width = getattr(inner, "in_features", weight.shape[0])
         noise = torch.randn(INPUTS, width, generator=torch.Generator().manual_seed(0))
-        inputs = noise.to(weight.device, weight.dtype)
+        inputs = noise.to(place, weight.dtype)
     with torch.inference_mode():
         return layer(inputs).float().cpu()  # type: ignore[no-any-return]

@@ -17,7 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from loradag.checkpoints.model_files import copy_all_but_weights
 from loradag.checkpoints.safetensors_reader import DTYPES, FLOATS, read_entries
+from loradag.checkpoints.safetensors_writer import AppendingWriter
 from loradag.config.merge import Merge, Tolerance
 from loradag.config.problems import LoradagError
 from loradag.data.rows import read_rows
@@ -79,7 +81,7 @@ def verify_merge(paths: Paths, merged: Path, merge: Merge) -> MergeChecks:
         if is_adapter(paths):
             if is_quantized(paths):
                 del model  # before the next is loaded
-                model = _unmerged(paths, merge.base, dtype)
+                model = _unmerged(paths, merge.base, dtype, Path(scratch))
             record(model, brief, unmerged)
             outputs = layer_outputs(model)
         del model
@@ -108,17 +110,22 @@ def _check_use(parity: Parity, vocabulary: int) -> None:
         )
 
 
-def _unmerged(paths: Paths, base: str, dtype: torch.dtype) -> Any:
-    """The weights that were merged into, with peft's unmerged adapter."""
-    import torch
+def _unmerged(paths: Paths, base: str, dtype: torch.dtype, scratch: Path) -> Any:
+    """The weights that were merged into, with peft's unmerged adapter.
 
-    model = load_base(paths, dtype)
+    Args:
+        scratch: a folder, for weights that no stage has written.
+    """
     weights = float_weights(paths, base)
-    if weights is not None:
-        with torch.no_grad():
-            for name, weight in weights:
-                model.get_parameter(name).copy_(weight)
-    return load_tuned(paths, model)
+    if weights is None:
+        return load_tuned(paths, load_base(paths, dtype))
+    folder = scratch / "dequantized"
+    folder.mkdir()
+    copy_all_but_weights(paths.base, folder)
+    with AppendingWriter(folder) as writer:
+        for name, weight in weights:
+            writer.write(name, weight)
+    return load_tuned(paths, load_model(folder, dtype))
 
 
 def _stored_dtypes(folder: Path) -> list[torch.dtype]:

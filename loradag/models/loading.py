@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loradag.config.problems import LoradagError
 from loradag.models.device import device
 from loradag.models.pinning import weights_folder
+from loradag.models.placement import is_offloaded, placement
 from loradag.models.precision import cast_parameters, compute_in, quantized_by, verify_dtype
 from loradag.runtime import Paths
 
@@ -15,15 +18,24 @@ if TYPE_CHECKING:
     import torch
 
 
-def load_model(folder: Path, dtype: torch.dtype, attention: str = "auto", **options: Any) -> Any:
+def load_model(
+    folder: Path,
+    dtype: torch.dtype,
+    attention: str = "auto",
+    *,
+    to_train: bool = False,
+    **options: Any,
+) -> Any:
     """A causal LM in inference mode, from safetensors alone, on the device of this run.
 
-    Every float parameter computes in `dtype`, whatever dtype the checkpoint stores it in.
+    Every float parameter computes in `dtype`, whatever dtype the checkpoint stores it in. If the
+    device is too small for a model that is not `to_train`, its layers are spread (`placement`).
 
     Args:
         folder: the checkpoint.
         dtype: to compute in.
         attention: transformers' name of an implementation; "auto" is its own choice.
+        to_train: whether gradients will be computed.
         options: of `from_pretrained`.
 
     Raises:
@@ -40,11 +52,11 @@ def load_model(folder: Path, dtype: torch.dtype, attention: str = "auto", **opti
         register()
     if attention != "auto":
         options["attn_implementation"] = attention
+    options |= {"device_map": {"": device()}} if to_train else placement(folder, dtype)
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            device_map={"": device()},
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
@@ -61,13 +73,16 @@ def load_model(folder: Path, dtype: torch.dtype, attention: str = "auto", **opti
         # Its layers compile functions of three operations: that takes a C++ compiler and half a
         # minute.
         torch.compiler.set_stance("force_eager")
+    if scratch := options.get("offload_folder"):
+        weakref.finalize(loaded, shutil.rmtree, scratch, ignore_errors=True)
     compute_in(loaded, folder, dtype)
     verify_dtype(loaded, dtype)
     return as_noted(loaded, folder).eval()
 
 
-def load_base(paths: Paths, dtype: torch.dtype, attention: str = "auto") -> Any:
-    return load_model(weights_folder(paths.base), dtype, attention)
+def load_base(paths: Paths, dtype: torch.dtype, **options: Any) -> Any:
+    """The base; `options` are those of `load_model`."""
+    return load_model(weights_folder(paths.base), dtype, **options)
 
 
 def is_quantized(paths: Paths) -> bool:
@@ -75,11 +90,11 @@ def is_quantized(paths: Paths) -> bool:
     return (paths.quantized / "config.json").exists()
 
 
-def load_quantized(paths: Paths, dtype: torch.dtype, attention: str = "auto") -> Any:
-    """The frozen base as training sees it, computing in `dtype`."""
+def load_quantized(paths: Paths, dtype: torch.dtype, **options: Any) -> Any:
+    """The frozen base as training sees it, computing in `dtype`; `options` as in `load_model`."""
     if not is_quantized(paths):
-        return load_base(paths, dtype, attention)
-    return load_model(paths.quantized, dtype, attention)
+        return load_base(paths, dtype, **options)
+    return load_model(paths.quantized, dtype, **options)
 
 
 def is_adapter(paths: Paths) -> bool:
@@ -98,7 +113,10 @@ def load_tuned(paths: Paths, quantized: Any) -> Any:
         return load_model(paths.adapter, dtype)
     from peft import PeftModel
 
-    tuned = PeftModel.from_pretrained(quantized, paths.adapter, autocast_adapter_dtype=False)
+    from loradag.compat.peft import load_on_offloaded
+
+    load = load_on_offloaded if is_offloaded(quantized) else PeftModel.from_pretrained
+    tuned = load(quantized, paths.adapter, autocast_adapter_dtype=False)
     cast_parameters(tuned, dtype)
     verify_dtype(tuned, dtype)
     return tuned.eval()

@@ -80,7 +80,11 @@ def _device(config: Config) -> Iterator[Finding]:
 
 
 def _memory(params: dict[str, Any], shape: Shape | None) -> Iterator[Finding]:
-    available = available_bytes()
+    import torch
+
+    from loradag.models.placement import free_bytes
+
+    available = free_bytes("cuda" if torch.cuda.is_available() else "cpu")
     if shape is None:
         yield Finding("memory", f"{size(available)} available")
         return
@@ -93,19 +97,6 @@ def _memory(params: dict[str, Any], shape: Shape | None) -> Iterator[Finding]:
         )
         value = f"{size(available)} available, {stage} takes about {size(needed)} at most"
         yield Finding(f"memory, {stage}", value, remark if fails else "", fails)
-
-
-def available_bytes() -> int:
-    """Of the GPU that computes, or of this machine."""
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[0])
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _bitsandbytes(config: Config) -> Finding:

@@ -4,7 +4,7 @@ from loradag.config.problems import LoradagError
 from loradag.runtime.atomic import replacing, write_json
 from loradag.runtime.locking import exclusive
 from loradag.runtime.paths import Paths
-from loradag.runtime.peak_memory import peak_memory_bytes, peak_rss_bytes
+from loradag.runtime.process_memory import peak_memory_bytes, peak_rss_bytes
 from loradag.runtime.stage import run_stage
 
 __all__ = [

@@ -251,6 +251,7 @@ class ExportedFormat(TypedDict):
     rounds_activations: NotRequired[bool | None]
     fallbacks: NotRequired[dict[str, str] | None]  # tensors stored in another type
     types: NotRequired[dict[str, int] | None]  # of a GGUF: matrices by GGML's type
+    group_size: NotRequired[int | None]  # of compressed w4a16: weights that share a scale
     importance_tokens: NotRequired[int | None]  # that the rounding's importance was measured on
     bytes: NotRequired[int | None]  # of its weights; `report` adds it up
 

@@ -1,12 +1,16 @@
 """Run the DAG of one workspace so that no stage runs twice for the same inputs, whoever else runs.
 
-    python -m loradag.sweeps.execution WORKSPACE
+    python -m loradag.sweeps.execution WORKSPACE [PROJECT]
+
+With PROJECT, what the cache lacks comes from the DVC remote of that folder.
 
 DVC takes a stage from its run cache if another process has *finished* it. Here a process that is
 about to reproduce a stage first takes a lock that is named by the stage's run-cache key (a hash of
 command, dependencies, params and outs), next to the cache: the second process waits, and then finds
 the result. So the guarantee needs no schedule: it holds for every launcher and sweeper, for clones
-that share a cache, and after a crash, since the kernel releases the locks of a dead process.
+that share a cache, and after a crash: a lock passes on as soon as its process is gone, or after
+`LEASE` seconds without a sign of life if it was on another host. A holder that was only suspended
+for so long runs its stage a second time; the results are the same.
 
 What executes is `Repo.reproduce` of one stage at a time, in a workspace that starts without a
 `dvc.lock`: DVC itself decides what its cache has for the stage's present inputs. The key is
@@ -33,11 +37,16 @@ from loradag.runtime.parent import end_with_parent
 from loradag.runtime.stage import has_started
 
 RECORD = ".loradag/execution.json"
+LEASE = 300.0  # seconds; the network disk's own delay in passing on a sign of life is far less
 WAITING = ".loradag/waiting.txt"  # in a workspace: what it waits for, while it does
 
 
-def execute(workspace: Path) -> bool:
+def execute(workspace: Path, project: Path | None = None) -> bool:
     """Reproduce the stages in order, each under its lock; False after a stage that failed.
+
+    Args:
+        workspace: where they run.
+        project: whose DVC remote has stages that others have run; None: the cache is all there is.
 
     `RECORD` lists of each stage its `key`, whether it `ran` and the `seconds` that it took here,
     and which stage `failed`.
@@ -58,6 +67,8 @@ def execute(workspace: Path) -> bool:
         with _lock(pipeline.cache, stage.name, key if stage.cacheable else None):
             started = time.perf_counter()  # waiting for another job costs nothing
             try:
+                if project is not None and stage.cacheable:
+                    dvc.pull_files(project, key)
                 repo.reproduce(targets=[stage.name], single_item=True)
                 recorded = dvc.read_lock(Path())[stage.name]
                 check_key(stage.name, inputs, recorded, pipeline.cache)
@@ -125,16 +136,19 @@ def _messages(stage: str, error: BaseException) -> Iterator[str]:
 @contextmanager
 def _lock(cache: Path, stage: str, key: str | None) -> Iterator[None]:
     """Hold the lock of a stage's inputs, next to the cache that the result goes to."""
-    from filelock import FileLock, Timeout
+    from filelock import SoftFileLease, Timeout
 
     if key is None:
         yield
         return
     locks = cache / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    lock, owner = FileLock(locks / f"{key}.lock", poll_interval=0.2), locks / f"{key}.json"
+    # A file that its holder touches, no lock of the kernel's: some network disks have none, others
+    # keep those of a host that has died.
+    lock = SoftFileLease(locks / f"{key}.lock", lease_duration=LEASE, poll_interval=0.2)
+    owner = locks / f"{key}.json"
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=1)  # in which a lock that was left on this host is found to be stale
     except Timeout:
         waiting = f"waits for {stage}: {_owner(owner)} runs it for the same inputs ({key})"
         print(waiting, flush=True)
@@ -160,4 +174,4 @@ def _owner(path: Path) -> str:
 
 if __name__ == "__main__":
     end_with_parent(group=True)  # with the stage that it runs
-    sys.exit(0 if execute(Path(sys.argv[1])) else 1)
+    sys.exit(0 if execute(*map(Path, sys.argv[1:])) else 1)

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from contextlib import suppress
 from functools import cache
@@ -22,6 +21,7 @@ from loradag.comparison.job_records import JobRecord, SweepRecord
 from loradag.config.problems import LoradagError
 from loradag.config.validation import validate
 from loradag.runtime import Paths
+from loradag.runtime.parent import end_with_parent
 from loradag.runtime.report_keys import Reports
 from loradag.runtime.stage import start_time
 from loradag.sweeps.execution import RECORD, WAITING
@@ -32,7 +32,6 @@ from loradag.sweeps.workspaces import make_workspace
 PRUNE = "prune.txt"  # next to a job's workspace: why its training is to end
 
 log = logging.getLogger(__name__)
-PARENT = os.getppid()  # of a launcher's worker: the sweep, which ends it, but not if it is killed
 
 
 def run_job(params: dict[str, Any], folder: Path, number: int, overrides: list[str]) -> JobRecord:
@@ -55,7 +54,8 @@ def run_job(params: dict[str, Any], folder: Path, number: int, overrides: list[s
         log.info("#%d %s: started", number, job.name)
         with claim_gpu(sweep.gpus, f"#{number}") as gpu:
             environment = _environment(sweep, job, gpu)
-            job.failure, job.pruned = _execute(workspace, place / "job.log", environment, number)
+            folders = [str(workspace)] + [sweep.project] * sweep.remote
+            job.failure, job.pruned = _execute(folders, place / "job.log", environment, number)
         _collect(workspace, job)
     except LoradagError as error:
         job.failure = str(error)
@@ -89,13 +89,17 @@ def _environment(sweep: SweepRecord, job: JobRecord, gpu: str | None) -> dict[st
 
 
 def _execute(
-    workspace: Path, output: Path, environment: dict[str, str], number: int
+    folders: list[str], output: Path, environment: dict[str, str], number: int
 ) -> tuple[str | None, str | None]:
-    """Run the DAG in a process of its own; returns why it failed, and why it was pruned."""
-    waiting, pruned = "", None
+    """Run the DAG in a process of its own; returns why it failed, and why it was pruned.
+
+    Args:
+        folders: the workspace, and the project if stages may come from its DVC remote.
+    """
+    workspace, waiting, pruned = Path(folders[0]), "", None
     with output.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "loradag.sweeps.execution", str(workspace)],
+            [sys.executable, "-m", "loradag.sweeps.execution", *folders],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=file,
@@ -124,21 +128,17 @@ def _execute(
 
 
 @cache
-def _end_with(pid: int) -> None:
+def _end_with(sweep: int) -> None:
     """End this process, if it is a launcher's worker, as soon as the sweep is gone, even killed.
 
-    A worker of joblib would wait for another job for five minutes; what it runs ends with it
-    (`end_with_parent`). The sweep itself outlives the shell that started it (`nohup`).
+    A worker of joblib would wait for another job for five minutes; what it runs ends with it. The
+    sweep itself outlives the shell that started it (`nohup`).
+
+    Args:
+        sweep: the process of the sweep.
     """
-    if os.getpid() == pid:
-        return
-
-    def watch() -> None:
-        while os.getppid() == PARENT:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    if os.getpid() != sweep:
+        end_with_parent()
 
 
 def _reason_to_prune(workspace: Path) -> str | None:

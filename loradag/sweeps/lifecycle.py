@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.markup import escape
 
 from loradag.comparison.job_records import SweepRecord, read_jobs, write_table
-from loradag.compat.dvc import cache_folder
+from loradag.compat import dvc
 from loradag.config.problems import LoradagError
 from loradag.planning.grid import (
     UNSTAGED,
@@ -80,6 +80,8 @@ def start(config: DictConfig) -> None:
         jobs = compose_all(composer, options.samples())
         check_evaluated(options, jobs)
     _report_problems(jobs)
+    if config.sweep.remote:
+        dvc.pull_runs(project)
 
     root = project / config.hydra.sweep.dir
     root.mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,10 @@ def start(config: DictConfig) -> None:
         lock.acquire(timeout=0)
     except Timeout as error:
         shutil.rmtree(source)
-        raise LoradagError("this sweep runs already, in another process. Wait for it.") from error
+        raise LoradagError(
+            "this sweep runs already, in another process. Wait for it, or, if that was on a host "
+            f"that has died, delete {lock.lock_file}."
+        ) from error
     _running["lock"] = lock
     # Of an earlier run of the same sweep. Its results are in the cache; a search continues in it.
     if folder.exists() and options is None:
@@ -110,11 +115,12 @@ def start(config: DictConfig) -> None:
         name=name,
         pid=os.getpid(),
         project=str(project),
-        cache=str(cache_folder(project)),
+        cache=str(dvc.cache_folder(project)),
         swept=swept_keys(config),
         run_id=open_parent(key, name, project, overrides),
         threads=_threads(config, batch),
         gpus=_gpus(config, batch),
+        remote=config.sweep.remote,
         objectives=options.objectives if options else {},
     ).write(folder)
     _running["folder"] = folder  # from here on there is something to conclude
@@ -189,6 +195,8 @@ def _conclude(folder: Path, code: Any) -> Any:
     status = "KILLED" if code == 130 else "FAILED" if failed or code else "FINISHED"
     try:
         close_parent(sweep, jobs, [page, folder / "jobs.csv", *folder.glob("*/job.json")], status)
+        if sweep.remote:
+            dvc.push_runs(Path(sweep.project))
     except LoradagError as error:
         print(f"sweep: {error}", file=sys.stderr)
         return code or 1
@@ -212,7 +220,7 @@ def _hash_inputs(jobs: list[Job], config: DictConfig, project: Path) -> dict[str
     """The hashes of the users' own rows and models that jobs read, by path."""
     fixed = {"inputs": OmegaConf.to_container(config.inputs, resolve=True)}  # where none is known
     hashes: dict[str, str] = {}
-    pipeline = Pipeline(project, cache_folder(project))
+    pipeline = Pipeline(project, dvc.cache_folder(project))
     for params in [job.params for job in jobs if not job.problems] or [fixed]:
         sources = pipeline.sources(params)
         hashes |= {path: pipeline.hash_source(path)

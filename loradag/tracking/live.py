@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from loradag.runtime import Paths, write_json
-from loradag.tracking.store import create_run, open_store, reason
+from loradag.tracking.store import TOKEN_TAG, create_run, find_runs, open_store, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,7 +26,6 @@ CURVES = ("loss", "eval_loss", "learning_rate", "grad_norm")  # as the Trainer l
 
 LIVE = "live.json"  # the run that is open
 CLOSED = "closed.json"  # the run that was closed last
-TOKEN_TAG = "loradag.token"
 
 
 def live_callback(paths: Paths, key: str) -> TrainerCallback:
@@ -97,15 +96,17 @@ def open_run(
         return client, closed["run_id"]
     left = _read(paths, LIVE)
     if left:
-        run_id = left["run_id"] or _find(client, experiment_id, left["token"])
-        if run_id is not None and _status(client, run_id) == "RUNNING":
-            if left["key"] == key:
-                return client, run_id
-            client.set_terminated(run_id, "KILLED")
+        known = [left["run_id"]] if left["run_id"] else []
+        for run_id in known or find_runs(client, experiment_id, left["token"]):
+            if _status(client, run_id) == "RUNNING":
+                if left["key"] == key:
+                    return client, run_id
+                client.set_terminated(run_id, "KILLED")
     # The token comes first: a process killed before it knows the run's id still finds the run.
-    entry = {"key": key, "token": uuid.uuid4().hex, "run_id": None}
+    token = uuid.uuid4().hex
+    entry = {"key": key, "token": token, "run_id": None}
     write_json(paths.state / LIVE, entry)
-    run_id = create_run(client, experiment_id, name, {TOKEN_TAG: str(entry["token"])})
+    run_id = create_run(client, experiment_id, name, {TOKEN_TAG: token})
     write_json(paths.state / LIVE, entry | {"run_id": run_id})
     return client, run_id
 
@@ -165,17 +166,14 @@ def _read(paths: Paths, name: str) -> dict[str, Any]:
     return content
 
 
-def _find(client: MlflowClient, experiment_id: str, token: str) -> str | None:
-    found = client.search_runs([experiment_id], f"tags.`{TOKEN_TAG}` = '{token}'")
-    return str(found[0].info.run_id) if found else None
-
-
 def _status(client: MlflowClient, run_id: str) -> str | None:
     """The status of a run; None where there is none, or where it was deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
         info = client.get_run(run_id).info
-    except MlflowException:  # another store, or a run that was deleted for good
-        return None
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise  # no answer; a new run would double this one
+        return None  # another store, or a run that was deleted for good
     return str(info.status) if info.lifecycle_stage == "active" else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -18,6 +19,8 @@ from loradag.tracking.database import database_path, ensure_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+TOKEN_TAG = "loradag.token"  # on every run: identifies the request that created it
 
 
 def open_store(root: Path = Path()) -> tuple[MlflowClient, str]:
@@ -28,8 +31,8 @@ def open_store(root: Path = Path()) -> tuple[MlflowClient, str]:
     Raises:
         LoradagError: the SQLite database is incomplete, or of another version of MLflow.
     """
-    # An unreachable server should cost seconds, not MLflow's default of minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    # Half a minute, in which a server restarts; MLflow's default waits for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
@@ -95,8 +98,19 @@ def create_run(
     }
     if parent is not None:
         system["mlflow.parentRunId"] = parent
-    run = client.create_run(experiment_id, run_name=name, tags=system | tags)
-    return str(run.info.run_id)
+    tags = {TOKEN_TAG: uuid.uuid4().hex, **system, **tags}
+    run_id = str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
+    # MLflow repeats a request whose answer was lost, and the server may have created a run by then.
+    for other in find_runs(client, experiment_id, tags[TOKEN_TAG]):
+        if other != run_id:
+            client.delete_run(other)
+    return run_id
+
+
+def find_runs(client: MlflowClient, experiment_id: str, token: str) -> list[str]:
+    """The ids of the runs whose TOKEN_TAG is `token`."""
+    found = client.search_runs([experiment_id], f"tags.`{TOKEN_TAG}` = '{token}'")
+    return [str(run.info.run_id) for run in found]
 
 
 def _artifact_location(uri: str, experiment: str) -> str | None:

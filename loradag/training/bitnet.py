@@ -38,7 +38,7 @@ def load_masters(folder: Path, attention: str = "auto") -> Any:
     config.quantization_config = BitNetQuantConfig(
         linear_class="autobitlinear", quantization_mode="online"
     ).to_dict()
-    model = load_model(folder, torch.float32, attention, config=config)
+    model = load_model(folder, torch.float32, attention, to_train=True, config=config)
     for name, layer in ternary_layers(model).items():
         if layer.out_features % CODES_PER_BYTE:
             raise LoradagError(

@@ -65,18 +65,19 @@ def load_trainable(
 
     set_seed(seed)
     weights = weights_folder(paths.base)
+    options: dict[str, Any] = {"attention": train.attention, "to_train": True}
     if train.method == "bitnet":
         return Trainable(bitnet.load_masters(weights, train.attention), bitnet.save)
     if train.method == "qat":
-        model = qat.fake_quantize(load_base(paths, torch.float32, train.attention), train)
+        model = qat.fake_quantize(load_base(paths, torch.float32, **options), train)
         if adapter.variant != "none":
             tuned = add_adapter(model, adapter, weights, state, qat.LAYERS)
             model = qat.check_adapted_layers(tuned)
         return Trainable(model, partial(qat.save, train=train))
     if adapter.variant == "none":
-        model = load_base(paths, torch.float32, train.attention)
+        model = load_base(paths, torch.float32, **options)
         return Trainable(model, lambda m, at: m.save_pretrained(at))
-    tuned = add_adapter(load_quantized(paths, dtype, train.attention), adapter, weights, state)
+    tuned = add_adapter(load_quantized(paths, dtype, **options), adapter, weights, state)
     pin = json.loads((paths.base / PIN).read_text(encoding="utf-8"))
     base = str(pin["id"] or pin["path"] or "random")
     if adapter.variant == "quantized_lora":

@@ -32,6 +32,14 @@ PHI4 = (
     "<|im_start|>{{ m.role }}<|im_sep|>{{ m.content }}<|im_end|>{% endif %}"
     "{% if m.role == 'user' %}<|im_start|>assistant<|im_sep|>{% endif %}{% endfor %}"
 )
+# Of SmolLM3: the generation marks are around the header too, which depends on the mode.
+SMOLLM3 = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}<|im_start|>assistant\n"
+    "{% if quiet %}<think>\n\n</think>\n{% endif %}{{ m.content }}<|im_end|>\n{% endgeneration %}"
+    "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if quiet %}<think>\n\n</think>\n{% endif %}{% endif %}"
+)
 # Its prompt is another text than the start of the dialogue that continues it.
 NO_PREFIX = (
     "{{ messages | length }} turns:{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n"
@@ -103,6 +111,16 @@ def test_families(letters, name) -> None:
 def test_mistral(letters) -> None:
     tokenizer = letters(MISTRAL, (), "<s>", "</s>", adds_bos=True)
     assert shown(tokenizer, TURNS) == "<s>[INST] A [/INST]« B</s>»[INST] C [/INST]« D</s>»"
+
+
+@pytest.mark.parametrize(("quiet", "thought"), [("false", ""), ("true", "<think>\n\n</think>\n")])
+def test_marks_around_the_header_do_not_train_it(letters, quiet: str, thought: str) -> None:
+    tokenizer = letters("{% set quiet = " + quiet + " %}" + SMOLLM3, IM)
+    opening = f"<|im_start|>assistant\n{thought}"
+    assert shown(tokenizer, TURNS) == (
+        f"<|im_start|>user\nA<|im_end|>\n{opening}«B<|im_end|>»\n"
+        f"<|im_start|>user\nC<|im_end|>\n{opening}«D<|im_end|>»"
+    )
 
 
 def test_phi4(letters) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from loradag.export.compressed import write_compressed
 from loradag.export.export_verification import Verification
 from loradag.export.folders import write_safetensors
 from loradag.export.gguf_format import write_gguf
@@ -106,7 +107,8 @@ BREAKAGES: dict[Breakage, str] = {
     dropped_added_token: "has the ids",
     doubled_bos: "has the ids",
 }
-FORMATS = ["gguf_f16", "gguf_q8_0", "safetensors"]
+FORMATS = ["gguf_f16", "gguf_q8_0", "safetensors", "compressed_w8a8", "compressed_w4a16",
+           "compressed_fp8"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,9 @@ def write(model: Path, name: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if name == "safetensors":
         write_safetensors(model, folder / name, "5GB")
+        return folder / name
+    if name.startswith("compressed"):
+        write_compressed(model, folder / name, name.removeprefix("compressed_"), "5GB")
         return folder / name
     write_gguf(model, folder / f"{name}.gguf", name.removeprefix("gguf_"), "tiny")
     return folder / f"{name}.gguf"

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from loradag.config.composition import compose, write_params
+from loradag.models import placement
 from loradag.planning import machine
 from loradag.planning.machine import Finding, examine, print_findings
 from stages.doctor import doctor
@@ -34,7 +35,7 @@ def test_a_machine_that_has_everything_passes(
 
 
 def test_too_little_memory_fails(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "available_bytes", lambda: 10**8)
+    monkeypatch.setattr(placement, "available_bytes", lambda: 10**8)
     finding = by_name(project)["memory, train"]
     assert finding.fails
     assert "out of memory" in finding.remark

@@ -76,7 +76,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def toy(tmp_path: Path, store: str) -> Toy:
-    root = tmp_path / "project"
+    return make_toy(tmp_path / "project", store)
+
+
+def make_toy(root: Path, store: str) -> Toy:
     (root / ".dvc").mkdir(parents=True)
     (root / ".dvc/config").write_text("[core]\nno_scm = true\nanalytics = false\n")
     (root / ".dvcignore").write_text("__pycache__\n")
@@ -84,11 +87,12 @@ def toy(tmp_path: Path, store: str) -> Toy:
     (root / "toy.py").write_text(Path(pipeline.__file__).read_text())
     (root / "rows.txt").write_text(pipeline.ROWS)
     (root / "method.py").write_text(pipeline.METHOD)
+    experiment = str(root.parent.name)
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "MLFLOW_TRACKING_URI": store,
-        "MLFLOW_EXPERIMENT_NAME": str(tmp_path.name),
+        "MLFLOW_EXPERIMENT_NAME": experiment,
         "COLUMNS": "160",
     }
-    return Toy(root, environment, str(tmp_path.name), store)
+    return Toy(root, environment, experiment, store)
