@@ -279,11 +279,10 @@ def _divided_model_rules(config: Config) -> Iterable[Problem]:
             f"cannot divide the weights of quantize.scheme = {quantize.scheme}",
             "Take quantize=nf4, fp4 or none, or launch=ddp.",
         )  # fmt: skip
-    if strategy == "fsdp" and train.optimizer.endswith(("_8bit", "_32bit")):
+    if strategy == "fsdp" and train.optimizer not in ("adamw_torch", "sgd"):
         yield Problem(
             "train.optimizer", train.optimizer,
-            "is bitsandbytes', which cannot update the divided parameters of launch.strategy = "
-            "fsdp",
+            "cannot update the divided parameters of launch.strategy = fsdp",
             "Set train.optimizer=adamw_torch, or take launch=ddp.",
         )  # fmt: skip
 

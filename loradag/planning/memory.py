@@ -31,6 +31,7 @@ from typing import Any
 
 from loradag.planning.parameters import trainable_parameters
 from loradag.planning.shape import Shape
+from loradag.training.shares import share_of
 
 MIB = 2**20
 # Interpreter and libraries, as measured: the host's share of every stage.
@@ -63,28 +64,35 @@ class TrainMemory:
         parts = (self.weights, self.trained, self.rounded, self.activations, self.logits)
         return int(self.process + sum(parts))
 
-    def on_each_of(self, devices: int) -> int:
-        """On each device with full sharding (FSDP, ZeRO-3), the same batch on each of them.
+    def on_each_of(self, devices: int, sharding: str | None = "full_shard") -> int:
+        """On each device, the same batch on each of them.
 
-        Weights, gradients and moments are divided (https://arxiv.org/abs/1910.02054); activations
-        and logits are not, and the weights of one layer are there in full while it computes.
+        With full sharding (FSDP, ZeRO-3) weights, gradients and moments are divided
+        (https://arxiv.org/abs/1910.02054); activations and logits are not, and the weights of one
+        layer are there in full while it computes. With `shard_grad_op` (ZeRO-2) the weights of a
+        step are there in full as well; without sharding (DDP) everything is.
         """
-        if devices == 1:
+        if devices == 1 or sharding is None:
             return self.total
+        if sharding == "shard_grad_op":
+            return int(self.total - self.trained * (1 - 1 / devices))
         divided = (self.weights + self.trained + self.rounded) / devices
         return int(self.process + divided + self.layer + self.activations + self.logits)
 
 
 def train_bytes(shape: Shape, params: Mapping[str, Any], longest: int | None) -> int:
-    """Peak of `train`; `longest`: tokens of the longest row that it draws, if known."""
-    return train_memory(shape, params, longest).total
+    """Peak of each process of `train`; `longest`: tokens of the longest row drawn, if known."""
+    launch = params["launch"]
+    return train_memory(shape, params, longest).on_each_of(launch["processes"], launch["sharding"])
 
 
 def train_memory(shape: Shape, params: Mapping[str, Any], longest: int | None) -> TrainMemory:
     """The parts of the peak of `train`."""
     adapter, train = params["adapter"], params["train"]
     row = train["packing_tokens"] if train["packing"] else longest
-    tokens = train["batch_size"] * (row or params["prepare"]["max_tokens"])
+    processes = params["launch"]["processes"]
+    rows, _ = share_of(train["batch_size"], train["gradient_accumulation"], processes)
+    tokens = rows * (row or params["prepare"]["max_tokens"])
     kept = 4 + MOMENTS[train["optimizer"]]  # gradients and moments
     if adapter["variant"] == "none":
         width, weights = 4, 4.0 * shape.parameters

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader
 
-from loradag.config.train import Train
 from loradag.training.guards import IGNORED
-
-
-def share_of(train: Train, processes: int) -> tuple[int, int]:
-    """Rows of a forward pass and forward passes a step of each process.
-
-    Together the processes compute a step's `batch_size * gradient_accumulation` rows, whatever
-    their number; it must divide them. Forward passes are divided first: a device then computes
-    `batch_size` rows at once, as a single one does.
-    """
-    passes = math.gcd(train.gradient_accumulation, processes)
-    return train.batch_size * passes // processes, train.gradient_accumulation // passes
 
 
 class EvenBatchSampler(BatchSampler):

@@ -16,11 +16,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from loradag.config.launch import Launch
 from loradag.config.problems import LoradagError
 from loradag.config.sections import Runtime
+from loradag.models.device import device
 from loradag.runtime.environment import configure, divided_threads
 from loradag.runtime.parent import end_with_parent
 
@@ -44,13 +46,14 @@ def run_ranks(launch: Launch, function: Callable[..., T], *arguments: Any) -> di
     """
     if launch.processes == 1:
         return {0: function(*arguments)}
+    here = launch.processes // launch.machines
+    _check_machine(launch, here)
     from accelerate.utils import check_cuda_p2p_ib_support, patch_environment
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # raised, see below
-    here = launch.processes // launch.machines
     environment: dict[str, Any] = divided_threads(here)
     environment["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # advice on DDP, from every process
     if launch.strategy == "fsdp":  # as `accelerate launch` does: it decides which backends start
@@ -82,6 +85,37 @@ def run_ranks(launch: Launch, function: Callable[..., T], *arguments: Any) -> di
     if 0 not in returned:
         sys.exit()  # the first machine writes and reports
     return dict(returned)
+
+
+def _check_machine(launch: Launch, here: int) -> None:
+    """Refuse what this machine cannot run in `here` processes.
+
+    Raises:
+        LoradagError: too few GPUs, a device without processes, or a package that is missing.
+    """
+    import torch
+
+    name = device()
+    if name == "mps" or (name == "cuda" and here > torch.cuda.device_count()):
+        found = "one GPU of a Mac" if name == "mps" else f"{torch.cuda.device_count()} GPUs"
+        raise LoradagError(
+            f"launch.processes = {launch.processes}: each process takes a GPU, {here} on this "
+            f"machine, which has {found}. Lower it, or set runtime.device=cpu."
+        )
+    if launch.offload and name == "cpu":
+        raise LoradagError(
+            "launch.offload = true: the model is on the CPU already. Set launch.offload=false."
+        )
+    if launch.strategy == "deepspeed":
+        if name == "cpu":
+            raise LoradagError(
+                "launch.strategy = 'deepspeed': accelerate runs it on GPUs alone. Take launch=fsdp."
+            )
+        if find_spec("deepspeed") is None:
+            raise LoradagError(
+                "launch.strategy = 'deepspeed': the package deepspeed is not installed. Install "
+                "it with `pip install -e '.[deepspeed]'`, or take launch=fsdp."
+            )
 
 
 def _rendezvous(launch: Launch) -> dict[str, Any]:
@@ -119,15 +153,21 @@ def _rank(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def _error(rank: int, failure: Any, launch: Launch) -> Exception:
-    """What `rank` raised, or that it was ended from outside."""
+    """What `rank` raised, or that a process was ended from outside."""
     process = f"process {rank} of {launch.processes}"
-    if not isinstance(failure.message, dict):  # it had no time to write down why
-        return LoradagError(
-            f"{process} was ended from outside ({failure.message}), and the others with it. Run "
-            "`dvc repro` to continue from the last checkpoint; a process that the kernel kills "
-            "needs more memory: see the keys launch and train.batch_size."
-        )
-    kind, _, text = failure.message["message"].partition(": ")
-    if kind in ("LoradagError", "ConfigError"):
-        return LoradagError(text)
-    return RuntimeError(f"{process}: {failure.message['extraInfo']['py_callstack']}")
+    if isinstance(failure.message, dict):  # what it wrote down before it ended
+        kind, _, text = failure.message["message"].partition(": ")
+        if kind in ("LoradagError", "ConfigError"):
+            return LoradagError(text)
+        if " by peer" not in text:
+            return RuntimeError(f"{process}: {failure.message['extraInfo']['py_callstack']}")
+        reason = "lost the connection to another one, which was ended from outside"
+    elif failure.exitcode < 0:
+        reason = f"was ended from outside by {failure.signal_name()}"
+    else:
+        reason = f"ended with exit code {failure.exitcode} and no message"
+    return LoradagError(
+        f"{process} {reason}, so all were ended. Run `dvc repro` to continue from the last "
+        "checkpoint. Where the kernel ended it, it needs more memory: lower train.batch_size (and "
+        "raise train.gradient_accumulation), or take launch=fsdp."
+    )

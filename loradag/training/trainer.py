@@ -25,11 +25,12 @@ from loradag.data.rows import Rows, read_rows
 from loradag.evaluation.perplexity import score
 from loradag.models.precision import verify_dtype
 from loradag.runtime import Paths
-from loradag.training.batches import accepting_no_rows, share_of, spread
+from loradag.training.batches import accepting_no_rows, spread
 from loradag.training.guards import IGNORED, Guards, check_labels, check_optimizer
 from loradag.training.packing import verify_packing
 from loradag.training.processes import machine_rank
 from loradag.training.sharding import sharding_options
+from loradag.training.shares import share_of
 
 
 class LossBar(ProgressCallback):
@@ -196,7 +197,9 @@ def make_trainer(
     check_optimizer(train.optimizer, model.device.type)
     restore = keep_trained_parameters(model)
     stopping = train.early_stopping
-    batch_size, accumulation = share_of(train, launch.processes)
+    batch_size, accumulation = share_of(
+        train.batch_size, train.gradient_accumulation, launch.processes
+    )
     arguments = SFTConfig(
         output_dir=str(checkpoints),
         max_steps=train.max_steps or -1,

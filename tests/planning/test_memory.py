@@ -131,6 +131,25 @@ def test_the_table_of_the_docs_is_what_the_formula_gives() -> None:
     assert table() in (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
 
 
+def test_each_process_takes_what_its_launch_leaves_it() -> None:
+    given = ["model=smollm2_135m", "train.batch_size=4"]
+    alone = plain(compose(given))
+    shape = model_shape(alone["model"])
+    assert shape is not None
+    memory = train_memory(shape, alone, 64)
+
+    def each(*overrides: str) -> int:
+        return train_bytes(shape, plain(compose([*given, *overrides])), 64)
+
+    # Two processes compute half of the rows each.
+    halved = memory.total - (memory.activations + memory.logits) / 2
+    assert each("launch=ddp") == pytest.approx(halved, abs=2)
+    divided = (memory.weights + memory.trained + memory.rounded) / 2
+    assert each("launch=fsdp") == pytest.approx(halved - divided + memory.layer, abs=2)
+    grad = each("launch=fsdp", "launch.sharding=shard_grad_op")
+    assert grad == pytest.approx(halved - memory.trained / 2, abs=2)
+
+
 def test_full_sharding_divides_weights_and_states_and_nothing_else() -> None:
     params = plain(compose(["model=smollm2_135m"]))
     shape = model_shape(params["model"])

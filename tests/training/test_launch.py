@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,10 +19,11 @@ from loradag.compat.bitsandbytes import store_as
 from loradag.config.launch import Launch
 from loradag.config.problems import LoradagError
 from loradag.models.loading import load_quantized
-from loradag.training.batches import EvenBatchSampler, share_of
-from loradag.training.processes import run_ranks
+from loradag.training.batches import EvenBatchSampler
+from loradag.training.processes import _error, run_ranks
 from loradag.training.resume import last_checkpoint
 from loradag.training.sharding import sharding_options
+from loradag.training.shares import share_of
 from tests.conftest import ROOT, run_stages, smoke_config
 from tests.training.conftest import copied
 
@@ -170,6 +172,40 @@ def out_of_memory() -> None:
     raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
 
+class Failure:
+    """As torch's elastic agent describes the end of a process."""
+
+    def __init__(self, exitcode: int, message: object = "") -> None:
+        self.exitcode, self.message = exitcode, message
+
+    def signal_name(self) -> str:
+        return signal.Signals(-self.exitcode).name
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "text"),
+    [
+        (Failure(-9), LoradagError, "process 1 of 2 was ended from outside by SIGKILL"),
+        (Failure(3), LoradagError, "exit code 3"),
+        (
+            Failure(1, {"message": "RuntimeError: [gloo] Connection reset by peer"}),
+            LoradagError,
+            "lost the connection to another one",
+        ),
+        (Failure(1, {"message": "LoradagError: the loss: nan"}), LoradagError, "^the loss: nan$"),
+        (
+            Failure(1, {"message": "KeyError: 1", "extraInfo": {"py_callstack": "Traceback"}}),
+            RuntimeError,
+            "Traceback",
+        ),
+    ],
+)
+def test_the_end_of_a_process_is_one_message(failure, kind, text) -> None:
+    error = _error(1, failure, DDP)
+    assert type(error) is kind
+    assert re.search(text, str(error))
+
+
 @pytest.mark.slow
 def test_an_error_of_one_process_is_the_error_of_the_stage() -> None:
     with pytest.raises(LoradagError, match=r"^the loss is nan at step 3$"):
@@ -188,9 +224,8 @@ def test_machines_need_an_address(monkeypatch) -> None:
 @pytest.mark.parametrize("accumulation", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("processes", [1, 2, 3, 4, 6])
 def test_the_processes_share_the_rows_of_a_step(batch_size, accumulation, processes) -> None:
-    train = replace(smoke_config().train, batch_size=batch_size, gradient_accumulation=accumulation)
     if batch_size * accumulation % processes == 0:
-        rows, passes = share_of(train, processes)
+        rows, passes = share_of(batch_size, accumulation, processes)
         assert rows * passes * processes == batch_size * accumulation
         if accumulation % processes == 0:
             assert rows == batch_size
