@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 RERUNS: dict[str, str] = {
     "loradag/checkpoints": "fetch quantize train baseline evaluate merge export report",
     "loradag/checkpoints/safetensors_writer.py": "quantize merge export",
-    "loradag/checkpoints/skeleton.py": "merge",
+    "loradag/checkpoints/skeleton.py": "merge export",
     "loradag/compat": "quantize train baseline evaluate merge export report",
     "loradag/compat/accelerate.py": "train",
     "loradag/compat/bit_linear.py": "train",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,9 @@ class Skeleton:
 
 def read_skeleton(folder: Path) -> Skeleton:
     """The skeleton of the model that `folder`'s config describes."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    model = without_weights(folder)
     return Skeleton(
         parameters=frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
         tied=dict(model.all_tied_weights_keys),
@@ -38,3 +35,13 @@ def read_skeleton(folder: Path) -> Skeleton:
         ),
         prefix=str(model.base_model_prefix),
     )
+
+
+def without_weights(folder: Path) -> Any:
+    """The model that `folder`'s config describes, on torch's device "meta"."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from loradag.checkpoints.model_files import copy_all_but_weights
 from loradag.checkpoints.safetensors_reader import read_entries, read_tensors
 from loradag.checkpoints.safetensors_writer import AppendingWriter
+from loradag.checkpoints.skeleton import without_weights
 from loradag.config.problems import LoradagError
 from loradag.models.placement import change_weight
 from loradag.quantization.lattice import read_lattice
@@ -86,14 +87,9 @@ def plan_compression(model: Path, option: str) -> Compression:
     Raises:
         LoradagError: it has no linear layer, or rows that no group size divides.
     """
-    import torch
     from compressed_tensors.utils import match_named_modules
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(model, local_files_only=True)
-        )
+    skeleton = without_weights(model)
     output = skeleton.get_output_embeddings()
     ignored = [name for name, module in skeleton.named_modules() if module is output]
     linear = dict(match_named_modules(skeleton, ["Linear"], ignored))

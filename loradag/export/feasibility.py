@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from loradag.checkpoints.skeleton import without_weights
 from loradag.compat.gguf import ConversionError, check_convertible
 from loradag.config.adapter import Adapter
 from loradag.config.export import is_mixed, listed
@@ -79,13 +80,7 @@ def _check_experts(base: Path) -> None:
 
 def _find_experts(base: Path) -> str | None:
     """Experts are one tensor of three dimensions in transformers 5, and no linear layers."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(base, local_files_only=True)
-        )
+    model = without_weights(base)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 3 and "expert" in name:
             kind = type(model).__name__
@@ -124,18 +119,12 @@ def _check_converter(base: Path) -> None:
 
 def _check_adapted_layers(base: Path, adapter: Adapter) -> None:
     """llama.cpp's LoRA file is for the matrices in the blocks."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     from loradag.compat.peft import is_targeted
     from loradag.training.lora import lora_config
 
     if adapter.target_modules == "all-linear":  # without the output matrix
         return
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(base, local_files_only=True)
-        )
+    model = without_weights(base)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     config = lora_config(adapter)
     for name, module in model.named_modules():
