@@ -143,6 +143,8 @@ def _written() -> dict[str, dict[str, Any]]:
             "resumed_from_step": 0,
             "dtype": "float32",
             "device": "cpu",
+            "launch": "single",
+            "processes": 1,
             "checkpoint_key": "k" * 64,
         },
         "baseline": {

@@ -147,10 +147,10 @@ def test_a_target_that_is_not_there_is_one_clear_error(trained, tmp_path) -> Non
     paths, config = copied(trained, tmp_path)
     adapter = replace(config.adapter, target_modules=["no_proj"])
     with pytest.raises(LoradagError, match=r"adapter\.target_modules.*no_proj"):
-        train(paths, adapter, config.train, 0)
+        train(paths, adapter, config.train, config.launch, 0)
     adapter = replace(config.adapter, modules_to_save=["lm_head", "nosuch"])
     with pytest.raises(LoradagError, match=r"adapter\.modules_to_save names 'nosuch'"):
-        train(paths, adapter, config.train, 0)
+        train(paths, adapter, config.train, config.launch, 0)
 
 
 def test_another_tokenizer_than_the_rows_were_made_with_is_refused(trained, tmp_path) -> None:
