@@ -38,7 +38,7 @@ from loradag.runtime.environment import threads
 from loradag.runtime.report_keys import ExportedFormat
 
 LONGEST = 256  # tokens of a row
-PROMPTS = 2  # of rows, for greedy text
+PROMPTS = 4  # of rows, for greedy text
 LLAMACPP = "xllamacpp"
 
 
@@ -174,7 +174,7 @@ def _inputs(rows: list[Row], contract: Contract, tokenizer: Any, export: Export)
         texts=[_without_bos(text, tokenizer) for text in texts],
         dialogue=[{"role": "user", "content": QUESTION}] if tokenizer.chat_template else None,
         rows=[row.input_ids[:LONGEST] for row in rows],
-        prompts=[golden.ids for golden in contract.golden if golden.ids] + prompts,
+        prompts=prompts,
         max_new_tokens=export.max_new_tokens,
     )
 

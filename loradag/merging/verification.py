@@ -68,7 +68,7 @@ def verify_merge(paths: Paths, merged: Path, merge: Merge) -> MergeChecks:
     texts = [golden.ids for golden in contract.golden if golden.ids]
     prompts = [encode_prompt(row.prompt, tokenizer) for row in rows[:PROMPTS]]
     ids = [row.input_ids for row in rows]
-    probe = Probe(ids, texts, texts + prompts, merge.max_new_tokens)
+    probe = Probe(ids, texts, prompts, merge.max_new_tokens)
     brief = Probe(ids[:ROUNDING_ROWS], texts, [], 0)
     dtype = comparison_dtype(merged)
 
