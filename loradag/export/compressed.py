@@ -15,8 +15,7 @@ code. The schemes are the package's own presets
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from loradag.checkpoints.safetensors_reader import read_entries, read_tensors
 from loradag.checkpoints.safetensors_writer import AppendingWriter
 from loradag.checkpoints.skeleton import without_weights
 from loradag.config.problems import LoradagError
+from loradag.models.activations import changed_inputs
 from loradag.models.placement import change_weight
 from loradag.quantization.lattice import read_lattice
 
@@ -161,25 +161,17 @@ def round_compressed(model: Any, compression: Compression) -> None:
         change_weight(model.get_submodule(name), compression.rounded)
 
 
-@contextmanager
-def rounding_tokens(model: Any, compression: Compression) -> Iterator[None]:
-    """Let the quantised layers of `model` round each token of their inputs, as runtimes do."""
+def rounding_tokens(model: Any, compression: Compression) -> AbstractContextManager[None]:
+    """A context in which the quantised layers round each token of their inputs, as runtimes do."""
 
-    def hook(_: Any, inputs: tuple[Any, ...]) -> Any:
-        largest = inputs[0].abs().amax(-1, keepdim=True)
+    def rounded(inputs: torch.Tensor) -> torch.Tensor:
+        largest = inputs.abs().amax(-1, keepdim=True)
         # The package divides the range of codes, -128 to 127, by two.
         scale = largest / (127.5 if compression.option == "w8a8" else LARGEST["fp8"])
-        codes = _codes(inputs[0] / scale.where(scale > 0, 1.0), compression.option)
-        return (codes * scale, *inputs[1:])
+        return _codes(inputs / scale.where(scale > 0, 1.0), compression.option) * scale
 
-    hooks = [
-        model.get_submodule(name).register_forward_pre_hook(hook) for name in compression.layers
-    ]
-    try:
-        yield
-    finally:
-        for each in hooks:
-            each.remove()
+    layers = map(model.get_submodule, compression.layers)
+    return changed_inputs(dict.fromkeys(layers, rounded))
 
 
 def _codes(scaled: torch.Tensor, option: str) -> torch.Tensor:

@@ -15,7 +15,7 @@ row weighted by the importance of its columns (`importance.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from loradag.compat.llamacpp import quantize_rows
 from loradag.config.problems import LoradagError
 from loradag.export.importance import Importance
 from loradag.export.mixtures import FALLBACKS, SUPER_BLOCK, Mixture, read_mixture
+from loradag.models.activations import changed_inputs
 from loradag.models.placement import change_weight
 from loradag.quantization.lattice import Lattice, read_lattice
 from loradag.runtime.environment import threads
@@ -243,9 +244,10 @@ def _columns(weight: Any, transposed: bool) -> int:
     return int(weight.shape[0 if transposed else 1])
 
 
-@contextmanager
-def rounded_activations(model: Any, type: str, stored: Stored | None = None) -> Iterator[None]:
-    """Let every product of `model` round what it multiplies, as llama.cpp does for `type` on a CPU.
+def rounded_activations(
+    model: Any, type: str, stored: Stored | None = None
+) -> AbstractContextManager[None]:
+    """A context in which products round what they multiply, as llama.cpp does for `type` on a CPU.
 
     There a product of float weights takes the other factor in their type; one of quantised weights
     takes it in q8_0: codes of 8 bits, a scale of fp16 for 32 numbers of a row; one of weights in
@@ -257,22 +259,15 @@ def rounded_activations(model: Any, type: str, stored: Stored | None = None) -> 
         stored: of a mixture, how each layer is stored.
     """
 
-    def rounding(kind: str) -> Any:
-        return lambda _, inputs: (_rounded_activation(inputs[0], kind), *inputs[1:])
-
     names = _stored_names(model)
-    embedding, hooks = model.get_input_embeddings(), []
+    changes = {}
     for module, transposed in matrices(model):
-        if module is not embedding:
+        if module is not model.get_input_embeddings():
             kind = type
             if stored:
                 kind = stored(names[id(module)], _columns(module.weight, transposed))[0]
-            hooks.append(module.register_forward_pre_hook(rounding(kind)))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+            changes[module] = partial(_rounded_activation, type=kind)
+    return changed_inputs(changes)
 
 
 def _rounded_activation(values: torch.Tensor, type: str) -> torch.Tensor:

@@ -7,6 +7,8 @@ activations is a computation, which no stored number shows. So `quantization.jso
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +43,20 @@ def rounding_inputs(linear: Any, bits: int | None) -> Any:
 
     per_token = IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False)
     return FakeQuantizedLinear.from_linear(linear, activation_config=per_token if bits else None)
+
+
+@contextmanager
+def changed_inputs(changes: Mapping[Any, Callable[[torch.Tensor], torch.Tensor]]) -> Iterator[None]:
+    """A context in which a module of `changes` takes what its function makes of its input."""
+
+    def hook(change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        return lambda _, inputs: (change(inputs[0]), *inputs[1:])
+
+    with ExitStack() as stack:
+        for module, change in changes.items():
+            handle = module.register_forward_pre_hook(hook(change))
+            stack.callback(handle.remove)
+        yield
 
 
 def as_noted(model: Any, folder: Path) -> Any:

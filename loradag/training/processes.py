@@ -1,8 +1,8 @@
-"""Training in several processes, one a device, under torch's elastic agent.
+"""Training in several processes, one a device, by torch's elastic launcher.
 
-`run_ranks` does what accelerate's launchers do for a function: the agent starts the processes,
-tells them of each other, and ends all when one fails; in each of them the trainer is on accelerate.
-What stage and configuration refuse is refused before any process starts.
+accelerate's launchers of functions are made of it. It starts the processes, tells them of each
+other, and ends all when one fails; in each of them the trainer is on accelerate. What the stage and
+the configuration refuse is refused before any process starts.
 
 On several machines the same command runs on each, in a folder that they share. `MASTER_ADDR` and
 `MASTER_PORT` name the first machine, `NODE_RANK` (or SLURM's `SLURM_NODEID`) counts them from 0;
@@ -119,7 +119,7 @@ def _check_machine(launch: Launch, here: int) -> None:
 
 
 def _rendezvous(launch: Launch) -> dict[str, Any]:
-    """How the machines' agents meet; one machine's takes any free port of its own."""
+    """How the launchers of the machines meet; that of one machine takes any free port of it."""
     if launch.machines == 1:
         return {
             "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "local_addr": "localhost",

@@ -173,7 +173,7 @@ def out_of_memory() -> None:
 
 
 class Failure:
-    """As torch's elastic agent describes the end of a process."""
+    """As torch's elastic launcher describes the end of a process."""
 
     def __init__(self, exitcode: int, message: object = "") -> None:
         self.exitcode, self.message = exitcode, message
