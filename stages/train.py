@@ -19,7 +19,7 @@ def train(paths: Paths, adapter: Adapter, train: Train, launch: Launch, seed: in
     from loradag.data.token_contract import read_contract, verify_tokenizer
     from loradag.models.tokenizer import load_tokenizer
     from loradag.training.fit import fit
-    from loradag.training.processes import run_ranks
+    from loradag.training.processes import machine_rank, run_ranks
     from loradag.training.resume import checkpoint_folder, training_key
     from loradag.training.trainer import training_rows
 
@@ -28,8 +28,9 @@ def train(paths: Paths, adapter: Adapter, train: Train, launch: Launch, seed: in
     dtype = compute_dtype(train.dtype)
     options = [asdict(adapter), asdict(train), asdict(launch), seed, str(dtype), device()]
     key = training_key(paths, options, adapter.start)
-    with checkpoint_folder(paths, key) as checkpoints:
-        rows = training_rows(paths, train, tokenizer.eos_token_id, checkpoints)
+    machine = machine_rank(launch)
+    with checkpoint_folder(paths, key, machine) as checkpoints:
+        rows = training_rows(paths, train, tokenizer.eos_token_id, checkpoints, machine)
         given = (paths, adapter, train, launch, seed, dtype, key, checkpoints, *rows)
         reports = run_ranks(launch, fit, *given)
     report = reports[0]

@@ -30,8 +30,10 @@ NODE_RANK = "NODE_RANK"
 T = TypeVar("T")
 
 
-def machine_rank() -> int:
-    """The number of this machine, from 0."""
+def machine_rank(launch: Launch) -> int:
+    """The number of this machine among those of `launch`, from 0."""
+    if launch.machines == 1:  # whatever a cluster counts
+        return 0
     return int(os.environ.get(NODE_RANK) or os.environ.get("SLURM_NODEID") or 0)
 
 
@@ -134,7 +136,7 @@ def _rendezvous(launch: Launch) -> dict[str, Any]:
     return {
         "rdzv_backend": "static",
         "rdzv_endpoint": ":".join(str(part) for part in address),
-        "rdzv_configs": {"rank": machine_rank()},
+        "rdzv_configs": {"rank": machine_rank(launch)},
     }
 
 

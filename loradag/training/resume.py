@@ -17,7 +17,6 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from loradag.runtime import Paths, exclusive
-from loradag.training.processes import machine_rank
 
 LIBRARIES = (
     "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "torchao", "datasets",
@@ -74,13 +73,16 @@ def _input_files(paths: Paths) -> list[Path]:
 
 
 @contextmanager
-def checkpoint_folder(paths: Paths, key: str) -> Iterator[Path]:
+def checkpoint_folder(paths: Paths, key: str, machine: int = 0) -> Iterator[Path]:
     """The folder for the checkpoints of `key`, for one training at a time; deleted on success.
 
     Of the machines of one training the first has it; the others wait for it before they train.
+
+    Args:
+        machine: the number of this machine.
     """
     folder = paths.state / "checkpoints" / key
-    if machine_rank() > 0:
+    if machine > 0:
         yield folder
         return
     waiting = f"train: another process trains with the same inputs ({folder}); waiting."

@@ -28,7 +28,6 @@ from loradag.runtime import Paths
 from loradag.training.batches import accepting_no_rows, spread
 from loradag.training.guards import IGNORED, Guards, check_labels, check_optimizer
 from loradag.training.packing import verify_packing
-from loradag.training.processes import machine_rank
 from loradag.training.sharding import sharding_options
 from loradag.training.shares import share_of
 
@@ -149,9 +148,12 @@ class Trainer(SFTTrainer):
 
 
 def training_rows(
-    paths: Paths, train: Train, eos_token_id: int, folder: Path
+    paths: Paths, train: Train, eos_token_id: int, folder: Path, machine: int
 ) -> tuple[Dataset, Dataset]:
     """The rows to train on and those to evaluate on, written to `folder`.
+
+    Args:
+        machine: the number of this machine, whose files are its own.
 
     Raises:
         LoradagError: labels that train nothing, or no held-out rows.
@@ -164,12 +166,12 @@ def training_rows(
     rows = labelled(
         read_rows(paths.prepared / "train.parquet"),
         train.loss,
-        folder / f"rows-{machine_rank()}.arrow",
+        folder / f"rows-{machine}.arrow",
     )
     rows = first_rows(rows, train.max_rows)
     check_labels(label_batches(rows), train.loss, eos_token_id)
     return rows, first_rows(
-        labelled(held_out, train.loss, folder / f"held_out-{machine_rank()}.arrow"), train.eval_rows
+        labelled(held_out, train.loss, folder / f"held_out-{machine}.arrow"), train.eval_rows
     )
 
 

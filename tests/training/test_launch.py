@@ -20,7 +20,7 @@ from loradag.config.launch import Launch
 from loradag.config.problems import LoradagError
 from loradag.models.loading import load_quantized
 from loradag.training.batches import EvenBatchSampler
-from loradag.training.processes import _error, run_ranks
+from loradag.training.processes import _error, machine_rank, run_ranks
 from loradag.training.resume import last_checkpoint
 from loradag.training.sharding import sharding_options
 from loradag.training.shares import share_of
@@ -281,3 +281,10 @@ def test_the_options_of_a_divided_model_are_those_of_the_libraries() -> None:
         "stage": 3, "stage3_gather_16bit_weights_on_model_save": True,
         "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"},
     }  # fmt: skip
+
+
+def test_a_clusters_number_of_a_machine_counts_for_several_alone(monkeypatch) -> None:
+    monkeypatch.setenv("SLURM_NODEID", "1")
+    single = Launch("single", 1, 1, None, False)
+    assert machine_rank(single) == 0
+    assert machine_rank(replace(single, machines=2)) == 1
