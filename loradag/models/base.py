@@ -36,6 +36,7 @@ def fetch_base(model: Model, folder: Path) -> dict[str, Any]:
         "random": _from_config,
     }[model.source](model, folder)
     _fix_padding(model, folder)
+    _stop_at_eos(folder)
     _verify_config(model, folder)
     (folder / PIN).write_text(json.dumps(pin, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return pin
@@ -188,6 +189,25 @@ def _fix_padding(model: Model, folder: Path) -> None:
         )
     tokenizer.pad_token = pad
     tokenizer.save_pretrained(folder)
+
+
+def _stop_at_eos(folder: Path) -> None:
+    """Let generation stop at the tokenizer's EOS, which ends every row of a training."""
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    eos = AutoTokenizer.from_pretrained(folder, local_files_only=True).eos_token_id
+    file = folder / "generation_config.json"
+    if file.exists():
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    else:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        fields = GenerationConfig.from_model_config(config).to_diff_dict()
+    stops = fields.get("eos_token_id")
+    stops = stops if isinstance(stops, list) else [stops]
+    if eos not in stops:
+        fields.pop("_from_model_config", None)  # it would be derived anew
+        fields["eos_token_id"] = [eos, *(id for id in stops if id is not None)]
+        file.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def _verify_config(model: Model, folder: Path) -> None:

@@ -6,12 +6,14 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from transformers import GenerationConfig
 
 from loradag.checkpoints.model_files import PIN, read_architecture
 from loradag.checkpoints.safetensors_reader import count_parameters
 from loradag.config.problems import LoradagError
 from loradag.models.base import fetch_base
 from loradag.models.pinning import sha256, weights_folder
+from loradag.models.tokenizer import load_tokenizer
 from tests.conftest import HUB_TOKEN, smoke_config
 
 TINY = smoke_config().model
@@ -42,6 +44,30 @@ def test_a_local_folder_is_pinned_and_not_copied(tiny_base, tmp_path) -> None:
         file.write(b"\x01")
     with pytest.raises(LoradagError, match="not what was pinned"):
         weights_folder(tmp_path / "base")
+
+
+@pytest.mark.parametrize(("stops", "kept"), [(None, []), (5, [5]), ([5, 6], [5, 6])])
+def test_generation_stops_at_the_eos_of_the_tokenizer(tiny_base, tmp_path, stops, kept) -> None:
+    """The generation config of a base checkpoint often names another token, or none."""
+    source = shutil.copytree(tiny_base, tmp_path / "mine")
+    fields = {"eos_token_id": stops, "temperature": 0.5}
+    (source / "generation_config.json").write_text(json.dumps(fields))
+    fetch_base(replace(LOCAL, path=str(source)), tmp_path / "base")
+    fetched = GenerationConfig.from_pretrained(tmp_path / "base")
+    assert fetched.eos_token_id == [load_tokenizer(tiny_base).eos_token_id, *kept]
+    assert fetched.temperature == 0.5
+
+
+def test_generation_stops_at_eos_where_only_the_model_config_names_a_token(
+    tiny_base, tmp_path
+) -> None:
+    source = shutil.copytree(tiny_base, tmp_path / "mine")
+    (source / "generation_config.json").unlink()
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"eos_token_id": 7}))
+    fetch_base(replace(LOCAL, path=str(source)), tmp_path / "base")
+    fetched = GenerationConfig.from_pretrained(tmp_path / "base")
+    assert fetched.eos_token_id == [load_tokenizer(tiny_base).eos_token_id, 7]
 
 
 def test_pickled_weights_are_never_loaded(tiny_base, tmp_path) -> None:
