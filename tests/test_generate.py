@@ -24,7 +24,7 @@ def test_it_continues_the_prompt_in_the_training_template(trained, capsys) -> No
     generate(paths, Generate(prompt="Less is", max_new_tokens=5))
     captured = capsys.readouterr()
     tuned = load_tuned(paths, load_quantized(paths, compute_dtype("auto")))
-    (expected,) = sample_greedily(tuned, load_tokenizer(paths.base), ["Quote: Less is"], 5)
+    (expected,) = sample_greedily(tuned, load_tokenizer(paths.base), ["Quote: Less is"], 5, 64)
     assert captured.out == f"Quote: Less is{expected['text']}\n"
     assert "tokens a second" in captured.err
 
@@ -33,7 +33,7 @@ def test_without_the_adapter_it_is_the_quantized_base(trained, capsys) -> None:
     paths, _, _ = trained
     generate(paths, Generate(prompt="Less is", max_new_tokens=5, adapter=False))
     quantized = load_quantized(paths, compute_dtype("auto"))
-    (expected,) = sample_greedily(quantized, load_tokenizer(paths.base), ["Quote: Less is"], 5)
+    (expected,) = sample_greedily(quantized, load_tokenizer(paths.base), ["Quote: Less is"], 5, 64)
     assert capsys.readouterr().out == f"Quote: Less is{expected['text']}\n"
 
 

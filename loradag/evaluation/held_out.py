@@ -51,4 +51,5 @@ class HeldOut:
 
     def sample(self, model: Any) -> list[Sample]:
         """Greedy continuations of the first rows' prompts."""
-        return sample_greedily(model, self.tokenizer, self.prompts, self.evaluate.max_new_tokens)
+        limits = (self.evaluate.max_new_tokens, self.evaluate.batch_tokens)
+        return sample_greedily(model, self.tokenizer, self.prompts, *limits)

@@ -100,7 +100,7 @@ def record(model: Any, probe: Probe, folder: Path) -> list[list[int]]:
     folder.mkdir(parents=True)
     for at, logits in enumerate(_logits(model, probe)):
         save_file({LOGITS: logits}, folder / f"{at}.safetensors")
-    return _greedy(model, probe)
+    return greedy_ids(model, probe.prompts, probe.max_new_tokens)
 
 
 def compare(model: Any, probe: Probe, folder: Path, greedy: list[list[int]]) -> Parity:
@@ -109,7 +109,8 @@ def compare(model: Any, probe: Probe, folder: Path, greedy: list[list[int]]) -> 
     Args:
         greedy: what `record` returned.
     """
-    return parity(probe, recorded(folder), _logits(model, probe), greedy, _greedy(model, probe))
+    greedy_after = greedy_ids(model, probe.prompts, probe.max_new_tokens)
+    return parity(probe, recorded(folder), _logits(model, probe), greedy, greedy_after)
 
 
 def recorded(folder: Path) -> Iterator[torch.Tensor]:
@@ -195,7 +196,3 @@ def _nll(log_probabilities: torch.Tensor, ids: list[int]) -> torch.Tensor:
     return torch.nn.functional.nll_loss(
         log_probabilities[:-1].double(), torch.tensor(ids[1:]), reduction="none"
     )
-
-
-def _greedy(model: Any, probe: Probe) -> list[list[int]]:
-    return [greedy_ids(model, ids, probe.max_new_tokens) for ids in probe.prompts]
