@@ -118,7 +118,7 @@ def test_the_same_bytes_whatever_the_order_and_the_processes(
     letters, tmp_path, rows, monkeypatch
 ) -> None:
     monkeypatch.setattr(preparation, "PARALLEL_BYTES", 1)
-    monkeypatch.setattr(preparation, "RANGE_ROWS", 64)
+    monkeypatch.setattr(preparation, "TASK_ROWS", 64)
     monkeypatch.setattr("loradag.data.files.BLOCK_BYTES", 2048)
     back = tmp_path / "back.jsonl"
     back.write_text("".join(reversed(rows.read_text().splitlines(keepends=True))))
