@@ -16,9 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 from loradag.compat.bitsandbytes import store_as
+from loradag.config.composition import compose, write_params
 from loradag.config.launch import Launch
 from loradag.config.problems import LoradagError
 from loradag.models.loading import load_quantized
+from loradag.runtime import Paths
 from loradag.training.batches import EvenBatchSampler
 from loradag.training.processes import _error, machine_rank, run_ranks
 from loradag.training.resume import last_checkpoint
@@ -94,11 +96,26 @@ def test_any_number_of_processes_trains_what_one_does(trained, alone, tmp_path, 
     assert not list((paths.state / "checkpoints").glob("*"))
 
 
+def configure(root: Path, *overrides: str) -> None:
+    write_params(compose(["experiment=smoke", *overrides]), root)
+
+
 def start(root: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "stages.train"], cwd=root, text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
+
+
+def start_and_reach(paths: Paths, step: int) -> subprocess.Popen[str]:
+    """A training of which the checkpoint of `step` is written."""
+    process = start(paths.root)
+    deadline = time.monotonic() + 300
+    while not list(paths.state.glob(f"checkpoints/*/checkpoint-{step}/trainer_state.json")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    return process
 
 
 def ranks_of(parent: int) -> list[int]:
@@ -118,22 +135,11 @@ def alive(pid: int) -> bool:
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads /proc")
 def test_killed_processes_leave_nothing_behind_and_the_rerun_continues(trained, tmp_path) -> None:
     """First a rank is killed, then the stage itself; the third run ends the training."""
-    from loradag.config.composition import compose, write_params
-
     paths, _ = copied(trained, tmp_path)
     overrides = ["train.max_steps=40", "train.eval_steps=40", "train.checkpoint_steps=1"]
-    write_params(compose(["experiment=smoke", "launch=ddp", *overrides]), tmp_path)
-
-    def run_to(step: int) -> tuple[subprocess.Popen[str], list[int]]:
-        process = start(tmp_path)
-        deadline = time.monotonic() + 300
-        while not list(paths.state.glob(f"checkpoints/*/checkpoint-{step}/trainer_state.json")):
-            assert time.monotonic() < deadline
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.01)
-        return process, ranks_of(process.pid)
-
-    process, ranks = run_to(3)
+    configure(tmp_path, "launch=ddp", *overrides)
+    process = start_and_reach(paths, 3)
+    ranks = ranks_of(process.pid)
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGKILL)
     _, messages = process.communicate(timeout=120)
@@ -145,7 +151,8 @@ def test_killed_processes_leave_nothing_behind_and_the_rerun_continues(trained, 
     assert not any(alive(rank) for rank in ranks)
     assert not paths.adapter.exists()
 
-    process, ranks = run_to(8)
+    process = start_and_reach(paths, 8)
+    ranks = ranks_of(process.pid)
     process.kill()
     process.wait()
     deadline = time.monotonic() + 10
@@ -160,6 +167,48 @@ def test_killed_processes_leave_nothing_behind_and_the_rerun_continues(trained, 
     assert report["resumed_from_step"] >= 7
     assert report["steps"] == 40
     assert curve(paths.loss, "step") == list(range(1, 41))
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads /proc")
+def test_a_divided_training_that_is_interrupted_ends_as_an_undisturbed_one(
+    trained, tmp_path
+) -> None:
+    """Also where it ends early: the patience that is left is part of a checkpoint."""
+    overrides = [
+        "launch=fsdp", "train.max_steps=20", "train.checkpoint_steps=1", "train.eval_steps=2",
+        "train.early_stopping.patience=3", "train.early_stopping.threshold=10",
+    ]  # fmt: skip
+    undisturbed, _ = copied(trained, tmp_path / "undisturbed")
+    configure(undisturbed.root, *overrides)
+    process = start(undisturbed.root)
+    messages = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, messages
+
+    paths, _ = copied(trained, tmp_path / "interrupted")
+    configure(paths.root, *overrides)
+    process = start_and_reach(paths, 5)
+    ranks = ranks_of(process.pid)
+    process.send_signal(signal.SIGINT)
+    messages = process.communicate(timeout=120)[1]
+    assert process.returncode == 1
+    assert "train: stopped. Run `dvc repro` to continue." in messages
+    assert "Traceback" not in messages
+    assert not any(alive(rank) for rank in ranks)
+    process = start(paths.root)
+    messages = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, messages
+
+    got, expected = (json.loads(p.report("train").read_text()) for p in (paths, undisturbed))
+    assert got["resumed_from_step"] >= 5
+    assert expected["resumed_from_step"] == 0
+    for report in (got, expected):
+        assert (report["launch"], report["processes"]) == ("fsdp", 2)
+        assert report["stopped_early"]
+        assert report["steps"] == 8  # the first evaluation and three without an improvement
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (paths.adapter / file).read_bytes() == (undisturbed.adapter / file).read_bytes()
+    for name in ("loss", "eval_loss"):
+        assert getattr(paths, name).read_bytes() == getattr(undisturbed, name).read_bytes()
 
 
 def fail(message: str) -> None:
