@@ -126,13 +126,13 @@ class Trainer(SFTTrainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         self.model.eval()  # each training step sets it back
-        rows = list(self.eval_dataset["input_ids"])
-        labels = self.eval_dataset["labels"]
-        longest = max(len(row) for row in rows)
+        data = self.eval_dataset.with_format("numpy")
+        rows, labels = data["input_ids"][:], data["labels"][:]
+        longest = max(map(len, rows))
         held_out = score(
             self.model,
             rows,
-            [[int(label != IGNORED) for label in row] for row in labels],
+            [row != IGNORED for row in labels],
             window=longest,
             stride=longest,
             batch_tokens=self.args.per_device_train_batch_size * longest,
