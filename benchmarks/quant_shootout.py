@@ -1,12 +1,12 @@
 """Every quantiser on the prepared base, side by side: size, error, perplexity, speed.
 
     dvc repro prepare
-    python -m benchmarks.quant_shootout
+    python -m benchmarks.quant_shootout [PART]
 
 Runs the stage `quantize` for each scheme in a temporary folder, loads what it wrote, and measures
 it on the held-out rows. No training: what is compared is the frozen base. Writes
 `docs/quant_shootout.json` and `docs/quant_shootout.svg`, and prints the table of
-`docs/quantization.md`.
+`docs/quantization.md`. With PART, only schemes whose names contain it are measured anew.
 """
 
 import json
@@ -46,7 +46,10 @@ SCHEMES = {
     "asymmetric": "asymmetric",
     **{f"asymmetric bits={bits}": f"asymmetric bits={bits}{GROUPS}" for bits in (4, 3, 2)},
     **{
-        f"{scheme} bits={bits} rounding=awq": f"{scheme} bits={bits} rounding=awq{GROUPS}"
+        f"{scheme} bits={bits} rounding={rounding}": (
+            f"{scheme} bits={bits} rounding={rounding} calibration_rows={rows}{GROUPS}"
+        )
+        for rounding, rows in (("awq", 16), ("gptq", 128))
         for scheme in ("symmetric", "asymmetric")
         for bits in (4, 3)
     },
@@ -98,7 +101,8 @@ def difference(
     return statistics.mean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps))
 
 
-def run(paths: Paths, config: Config) -> list[dict[str, Any]]:
+def run(paths: Paths, config: Config, part: str) -> list[dict[str, Any]]:
+    """What was found of the schemes whose names contain `part`."""
     import torch
 
     from loradag.data.rows import read_rows
@@ -111,6 +115,8 @@ def run(paths: Paths, config: Config) -> list[dict[str, Any]]:
     base_folds = score_folds(base, rows, config)
     results = []
     for name, scheme in SCHEMES.items():
+        if part not in name:
+            continue
         report = quantize(paths, quantize_config(scheme).quantize)
         started = time.perf_counter()
         model = load_quantized(paths, torch.float32)
@@ -194,15 +200,18 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     config = load_config(Path("params.yaml"))
     configure(Runtime(threads=config.runtime.threads, device="cpu"))
-    project = Paths(Path())
+    project, file = Paths(Path()), Path("docs/quant_shootout.json")
     with tempfile.TemporaryDirectory() as name:
         paths = Paths(Path(name))
         for own, theirs in ((paths.base, project.base), (paths.prepared, project.prepared)):
             own.parent.mkdir(parents=True, exist_ok=True)
             own.symlink_to(theirs.resolve())
-        results = run(paths, config)
+        found = {result["scheme"]: result for result in run(paths, config, *sys.argv[1:] or [""])}
+    if file.exists():
+        found = {result["scheme"]: result for result in json.loads(file.read_text())} | found
+    results = [found[name] for name in SCHEMES]
     text = json.dumps(results, indent=2, sort_keys=True)
-    Path("docs/quant_shootout.json").write_text(text + "\n", encoding="utf-8")
+    file.write_text(text + "\n", encoding="utf-8")
     draw(results, Path("docs/quant_shootout.svg"))
     print(table(results))
 

@@ -130,6 +130,11 @@ def test_all_problems_come_at_once_with_key_value_rule_and_remedy() -> None:
         (["quantize=none", "quantize.rounding=nearest"], ["quantize.rounding"]),
         (["quantize=static_w8a8", "quantize.rounding=nearest"], ["quantize.rounding"]),
         (["quantize=symmetric", "quantize.rounding=awq"], ["quantize.rounding"]),
+        (["quantize=int8", "quantize.rounding=gptq"], ["quantize.rounding"]),
+        (
+            ["quantize=symmetric", "quantize.rounding=gptq", "quantize.calibration_rows=null"],
+            ["quantize.calibration_rows"],
+        ),
         (
             ["prepare=guanaco", "train.loss=completion"],
             ["train.packing_tokens", "prepare.template"],

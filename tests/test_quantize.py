@@ -1,7 +1,11 @@
+from dataclasses import replace
+
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from loradag.config.problems import ConfigError, LoradagError
-from loradag.models.loading import is_quantized
+from loradag.models.loading import is_quantized, load_quantized
 from stages.quantize import quantize
 from tests.conftest import run_stages, smoke_config
 
@@ -43,6 +47,28 @@ def test_awq_is_calibrated_on_rows_that_were_set_aside(project):
     first = (paths.quantized / "model.safetensors").read_bytes()
     run_stages(paths, config, "quantize")
     assert (paths.quantized / "model.safetensors").read_bytes() == first
+
+
+def test_gptq_is_calibrated_and_loads_as_nearest_rounding_does(project):
+    """The folder's form is the same: only the codes differ."""
+    paths, config = project(
+        "quantize=asymmetric",
+        "quantize.bits=4",
+        "quantize.rounding=gptq",
+        "quantize.calibration_rows=6",
+    )
+    run_stages(paths, config, "prepare")
+    found = {}
+    for rounding, rows in (("nearest", None), ("gptq", 6)):
+        chosen = replace(config.quantize, rounding=rounding)
+        report = run_stages(paths, replace(config, quantize=chosen), "quantize")["quantize"]
+        assert report.get("calibration_rows") == rows
+        found[rounding] = load_file(paths.quantized / "model.safetensors")
+        assert load_quantized(paths, torch.float32)(torch.tensor([[1, 2]])).logits.isfinite().all()
+    assert found["nearest"].keys() == found["gptq"].keys()
+    changed = {n for n, t in found["nearest"].items() if not torch.equal(t, found["gptq"][n])}
+    assert changed
+    assert all(name.endswith("qdata") for name in changed)
 
 
 def test_awq_is_refused_with_groups_of_full_rows(project):

@@ -61,6 +61,7 @@ RERUNS: dict[str, str] = {
     "loradag/quantization/dequantize.py": "merge",
     "loradag/quantization/errors.py": "quantize",
     "loradag/quantization/fake_quantize.py": "train",
+    "loradag/quantization/gptq.py": "quantize merge",
     "loradag/quantization/histogram.py": "quantize",
     "loradag/quantization/lattice.py": "export",
     "loradag/quantization/schemes.py": "quantize merge",

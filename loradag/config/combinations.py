@@ -344,7 +344,7 @@ def _quantize_rules(quantize: Quantize) -> Iterable[Problem]:
     needed = options.get(quantize.scheme, ())
     if quantize.granularity == "group":
         needed += ("group_size",)
-    if quantize.rounding == "awq" and "rounding" in needed:
+    if quantize.is_rounded_by_inputs and "rounding" in needed:
         needed += ("calibration_rows",)
     if quantize.observer == "percentile":
         needed += ("percentile",)

@@ -14,6 +14,8 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+from loradag.config.quantize import INPUT_ROUNDINGS
+
 CALIBRATION = "data/prepared/calibration.parquet"
 
 
@@ -56,7 +58,7 @@ class Inputs:
 def derive_inputs(config: Any) -> dict[str, str]:
     """The section `inputs` of a configuration: a `Config`, or what Hydra composed."""
     quantize = config.quantize
-    is_calibrated = quantize.scheme == "static_w8a8" or quantize.rounding == "awq"
+    is_calibrated = quantize.scheme == "static_w8a8" or quantize.rounding in INPUT_ROUNDINGS
     calibration = CALIBRATION if is_calibrated else "artifacts/base"
     return DEFAULTS | {"calibration": calibration} | own_inputs(config)
 

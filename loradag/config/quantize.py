@@ -13,9 +13,8 @@ from loradag.config.rules import (
 )
 
 BNB_SCHEMES = ("nf4", "fp4", "int8")
-
-
 TORCHAO_SCHEMES = ("symmetric", "asymmetric", "dynamic_w8a8", "static_w8a8")
+INPUT_ROUNDINGS = ("awq", "gptq")  # by what layers read on the calibration rows
 
 
 @dataclass
@@ -33,12 +32,16 @@ class Quantize:
     granularity: str | None = one_of("tensor", "channel", "group")
     group_size: int | None = at_least(2)
     symmetric_range: str | None = one_of("absmax", "minmax")  # minmax: the guide's, which clips
-    rounding: str | None = one_of("nearest", "awq")  # symmetric, asymmetric
+    rounding: str | None = one_of("nearest", *INPUT_ROUNDINGS)  # symmetric, asymmetric
     observer: str | None = one_of("minmax", "percentile")  # static_w8a8
     percentile: float | None = between(50, 100)
     activation_granularity: str | None = one_of("tensor", "channel")
     activation_zero_point: bool | None = MISSING  # static_w8a8: asymmetric activations
-    calibration_rows: int | None = at_least(
-        1
-    )  # static_w8a8, awq: at most; the report says how many there were
+    # static_w8a8, awq, gptq: at most; the report says how many there were
+    calibration_rows: int | None = at_least(1)
     skip_modules: list[str] = MISSING  # kept at full precision
+
+    @property
+    def is_rounded_by_inputs(self) -> bool:
+        """Whether the calibration rows decide how weights are rounded."""
+        return self.rounding in INPUT_ROUNDINGS

@@ -11,7 +11,8 @@ q = round(w / s) + z, clamped. A block is the tensor, a channel (a row of the we
 Rounding by `awq` multiplies the columns of a weight by scales p, ŵ = s·(q − z) / p, and divides the
 inputs by them, so that columns which meet large inputs lose less. Of p = mean|x|^a that exponent a
 in 0, 0.05 … 0.95 is taken with which the outputs on the calibration rows have the least error.
-[AWQ, arXiv:2306.00978]
+[AWQ, arXiv:2306.00978] Rounding by `gptq` keeps the formulas, and chooses codes by those outputs:
+see `gptq.py`.
 
 W8A8: weights as symmetric 8-bit; activations rounded to int8 as well, with scales from each token
 (dynamic) or from calibration (static), so that products are of integers.
@@ -67,15 +68,21 @@ def choose_scales(
 
 
 def quantize_weight(weight: torch.Tensor, quantize: Quantize) -> Any:
-    """The torchao tensor of a weight (out, in) in float32."""
+    """The torchao tensor of a weight (out, in) in float32, each rounded by itself."""
+    return _with_qparams(
+        weight, quantize, *choose_scales(weight, block_of(weight, quantize), quantize)
+    )
+
+
+def _with_qparams(
+    weight: torch.Tensor, quantize: Quantize, scales: torch.Tensor, zero_points: torch.Tensor
+) -> Any:
     import torch
     from torchao.quantization import IntxUnpackedToInt8Tensor
 
-    block = block_of(weight, quantize)
-    scales, zero_points = choose_scales(weight, block, quantize)
     return IntxUnpackedToInt8Tensor.from_hp(
         weight,
-        block,
+        block_of(weight, quantize),
         getattr(torch, f"int{bits(quantize)}"),
         intx_choose_qparams_algorithm=None,
         custom_scale=scales,
@@ -86,11 +93,38 @@ def quantize_weight(weight: torch.Tensor, quantize: Quantize) -> Any:
 def quantize_by_inputs(
     weight: torch.Tensor, quantize: Quantize, inputs: Sequence[torch.Tensor]
 ) -> Any:
-    """The torchao tensor of a weight (out, in) in float32 that loses least on `inputs`.
+    """The torchao tensor of a weight (out, in) in float32 whose outputs on `inputs` lose little.
 
     Args:
         inputs: (1, tokens, in) each, of the calibration rows.
     """
+    by = {"awq": _quantize_by_awq, "gptq": _quantize_by_gptq}
+    return by[str(quantize.rounding)](weight, quantize, inputs)
+
+
+def _quantize_by_gptq(
+    weight: torch.Tensor, quantize: Quantize, inputs: Sequence[torch.Tensor]
+) -> Any:
+    from loradag.quantization.gptq import compensate
+
+    rows, columns = block_of(weight, quantize)
+    lowest, highest = code_range(quantize)
+    scales, zero_points = choose_scales(weight, (rows, columns), quantize)
+
+    def round_column(column: torch.Tensor, number: int) -> torch.Tensor:
+        scale, zero_point = (
+            part[:, number // columns].float().repeat_interleave(rows)
+            for part in (scales, zero_points)
+        )
+        codes = ((column / scale).round() + zero_point).clamp(lowest, highest)
+        return scale * (codes - zero_point)
+
+    return _with_qparams(compensate(weight, inputs, round_column), quantize, scales, zero_points)
+
+
+def _quantize_by_awq(
+    weight: torch.Tensor, quantize: Quantize, inputs: Sequence[torch.Tensor]
+) -> Any:
     import torch
     from torchao.quantization import Int8Tensor
 

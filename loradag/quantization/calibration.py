@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from loradag.config.quantize import Quantize
 
+INPUT_BYTES = 3 * 2**30
+BATCH_TOKENS = 2048
+
 
 @dataclass(frozen=True)
 class Activations:
@@ -108,18 +111,48 @@ def calibrate(
     return {layer: choose_qparams(*ranges[layer], quantize) for layer in layers}
 
 
-def record_inputs(
-    base: Path, folder: Path, rows: list[list[int]], quantize: Quantize
-) -> dict[str, list[torch.Tensor]]:
-    """The inputs (1, tokens, in) of each layer for each row, from such a model, too.
+class LayerInputs(Mapping[str, list["torch.Tensor"]]):
+    """The inputs (1, tokens, in) that each linear layer reads of each row.
 
-    Layers that read the same tensor share it, so of a Llama with hidden size h, MLP size m and l
-    blocks they take 4·tokens·l·(3·h + m) bytes.
+    They are recorded for as many layers at a time as `INPUT_BYTES` allow, starting with the one
+    that is asked for: ask for them in the order of `layers`.
     """
+
+    def __init__(self, model: Any, layers: list[str], rows: list[list[int]]) -> None:
+        self.model, self.layers, self.rows = model, layers, rows
+        self.recorded: dict[str, list[torch.Tensor]] = {}
+
+    def __getitem__(self, layer: str) -> list[torch.Tensor]:
+        if layer not in self.recorded:
+            self.recorded = {}  # freed before others are made
+            self.recorded = {name: [] for name in self._next(layer)}
+            _run(self.model, self.rows, {name: i.append for name, i in self.recorded.items()})
+        return self.recorded[layer]
+
+    def _next(self, layer: str) -> list[str]:
+        """The layer and those after it whose inputs fit."""
+        tokens, total = sum(map(len, self.rows)), 0
+        names = self.layers[self.layers.index(layer) :]
+        for count, name in enumerate(names):
+            total += 4 * tokens * self.model.get_submodule(name).in_features
+            if total > INPUT_BYTES and count:
+                return names[:count]
+        return names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+
+@contextmanager
+def layer_inputs(
+    base: Path, folder: Path, rows: list[list[int]], quantize: Quantize
+) -> Iterator[LayerInputs]:
+    """What the layers read, in such a model, too; it is loaded within the context."""
     with _rounded_model(base, folder, quantize) as (model, layers):
-        inputs: dict[str, list[torch.Tensor]] = {layer: [] for layer in layers}
-        _run(model, rows, {layer: seen.append for layer, seen in inputs.items()})
-    return inputs
+        yield LayerInputs(model, layers, rows)
 
 
 @contextmanager
@@ -153,17 +186,41 @@ def observe_ranges(
 def _run(
     model: Any, rows: list[list[int]], observe: Mapping[str, Callable[[torch.Tensor], None]]
 ) -> None:
-    """Run `rows` of token ids through `model`, and give each layer's inputs to its function."""
+    """Run `rows` of token ids through `model`, and give each layer's inputs to its function.
+
+    A function is called with a row at a time (1, tokens, in). The model reads several, padded on
+    the right, which a causal model's earlier tokens do not see: a quantised weight is dequantised
+    anew for each batch.
+    """
     import torch
+
+    lengths: list[int] = []
+
+    def split(see: Callable[[torch.Tensor], None], inputs: torch.Tensor) -> None:
+        for row, length in zip(inputs, lengths, strict=True):
+            see(row[None, :length])
 
     hooks = [
         model.get_submodule(layer).register_forward_pre_hook(
-            lambda _, inputs, see=see: see(inputs[0])
+            lambda _, inputs, see=see: split(see, inputs[0])
         )
         for layer, see in observe.items()
     ]
     with torch.inference_mode():
-        for ids in rows:
-            model.base_model(torch.tensor([ids], device=input_device(model)))
+        for batch in _batches(rows):
+            lengths[:] = map(len, batch)
+            padded = [row + [0] * (lengths[-1] - len(row)) for row in batch]
+            model.base_model(torch.tensor(padded, device=input_device(model)))
     for hook in hooks:
         hook.remove()
+
+
+def _batches(rows: list[list[int]]) -> Iterator[list[list[int]]]:
+    """The rows by length, in batches of at most `BATCH_TOKENS`, padding included, or of one row."""
+    batch: list[list[int]] = []
+    for row in sorted(rows, key=len):
+        if batch and (len(batch) + 1) * len(row) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(row)
+    yield batch

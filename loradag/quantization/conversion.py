@@ -42,7 +42,7 @@ def quantize_checkpoint(
         folder: an empty one.
         options: the scheme.
         activations: static activation scales by layer.
-        inputs: of rounding by awq: what each layer reads on the calibration rows.
+        inputs: of rounding by awq or gptq: what each layer reads on the calibration rows.
 
     Raises:
         LoradagError: no layer to quantise, a group size that divides no row, or weights that are

@@ -52,12 +52,12 @@ def encode(
 
     Args:
         activations: of static_w8a8.
-        inputs: of rounding by awq: what the layer reads on the calibration rows.
+        inputs: of rounding by awq or gptq: what the layer reads on the calibration rows.
     """
     if quantize.scheme in BNB_SCHEMES:
         stored = Stored(bnb.encode(name, weight, quantize))
         return Stored(stored.tensors, information_bits=stored.bits)
-    if quantize.rounding == "awq":
+    if quantize.is_rounded_by_inputs:
         quantized = affine.quantize_by_inputs(weight, quantize, inputs)
     elif quantize.scheme in ("symmetric", "asymmetric"):
         quantized = affine.quantize_weight(weight, quantize)

@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -5,7 +7,7 @@ from torchao.quantization import Int8Tensor, MappingType, PerRow, PerTensor
 
 from loradag.compat.torchao import activation_options
 from loradag.models.loading import load_model
-from loradag.quantization.calibration import calibrate, record_inputs
+from loradag.quantization.calibration import calibrate, layer_inputs
 from loradag.quantization.conversion import quantize_checkpoint
 from loradag.quantization.dequantize import dequantized
 from tests.quantization.options import options
@@ -29,18 +31,18 @@ def lora_gradients(model):
     [
         *((s, {}) for s in ("symmetric", "asymmetric", "dynamic_w8a8", "static_w8a8")),
         *(
-            (s, {"rounding": "awq", "granularity": "group", "group_size": 32})
+            (s, {"rounding": rounding, "granularity": "group", "group_size": 32})
             for s in ("symmetric", "asymmetric")
+            for rounding in ("awq", "gptq")
         ),
     ],
 )
 def test_lora_trains_as_on_the_dequantised_weights(scheme, changes, tiny_base, tmp_path):
-    chosen, qparams, inputs = options(scheme, **changes), None, None
+    chosen, qparams = options(scheme, **changes), None
     if scheme == "static_w8a8":
         qparams = calibrate(tiny_base, tmp_path, ROWS, chosen)
-    if changes:
-        inputs = record_inputs(tiny_base, tmp_path, ROWS, chosen)
-    quantize_checkpoint(tiny_base, tmp_path, chosen, qparams, inputs)
+    with layer_inputs(tiny_base, tmp_path, ROWS, chosen) if changes else nullcontext() as inputs:
+        quantize_checkpoint(tiny_base, tmp_path, chosen, qparams, inputs)
     loaded = load_model(tmp_path, torch.float32)
     assert loaded.hf_quantizer.is_trainable
     restored = dict(dequantized(tmp_path))
@@ -65,8 +67,8 @@ def test_weights_compute_in_the_models_dtype(tiny_base, tmp_path):
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
 def test_input_scales_are_exact_in_the_models_dtype(scheme, tiny_base, tmp_path):
     chosen = options(scheme, rounding="awq", granularity="group", group_size=32)
-    inputs = record_inputs(tiny_base, tmp_path, ROWS, chosen)
-    quantize_checkpoint(tiny_base, tmp_path, chosen, inputs=inputs)
+    with layer_inputs(tiny_base, tmp_path, ROWS, chosen) as inputs:
+        quantize_checkpoint(tiny_base, tmp_path, chosen, inputs=inputs)
     exact, rounded = (load_model(tmp_path, dtype) for dtype in (torch.float32, torch.bfloat16))
     one, other = (model.model.layers[0].mlp.up_proj.weight for model in (exact, rounded))
     assert one.act_pre_scale.unique().numel() > 1
