@@ -57,6 +57,7 @@ SCHEMES = {
 ROWS = 112  # held out, about 4,000 tokens
 FOLDS = 14  # of them; their spread is the noise of a difference
 RUINED = 1000  # perplexity
+LINE, CHARACTER = 13, 6.3  # of a label, in pixels
 REPEATS = 5  # of the timed forward pass; the fastest counts
 
 
@@ -178,21 +179,25 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     shown = [result for result in results if result["perplexity"] < RUINED]
     ruined = ", ".join(result["scheme"] for result in results if result not in shown)
     chart = Chart(
-        Scale("bits a weight, scales included", 0, 20),  # room for the last label
+        Scale("bits a weight, scales included", 2, 18),  # room for the last label
         scale("perplexity", [result["perplexity"] for result in shown], log=True),
-        height=420,
+        height=560,
     )
     chart.line(pareto([(r["bits"], r["perplexity"]) for r in shown]), "front")
-    near: tuple[float, float] = (0, 0)  # bits and height of the label before
-    for result in sorted(shown, key=lambda each: (round(each["bits"] - 0.2), each["perplexity"])):
+    labels: list[tuple[float, float, float]] = []  # left and right end, height
+    for result in sorted(shown, key=lambda each: each["perplexity"]):
         point = (result["bits"], result["perplexity"])
         chart.dots([point], MAIN, [f"{result['scheme']}: {result['perplexity']:.4g}"])
-        own = chart.place(point)[1]
-        height = min(own, near[1] - 13) if abs(point[0] - near[0]) < 1 else own
         name, *options = result["scheme"].split()
         values = ", ".join(option.partition("=")[2] for option in options)
-        chart.label(point, f"{name} ({values})" if values else name, up=own - height)
-        near = (point[0], height)
+        text = f"{name} ({values})" if values else name
+        left, own = chart.place(point)
+        right, height = left + 12 + CHARACTER * len(text), own
+        for others in sorted(labels, key=lambda label: -label[2]):  # from below
+            if left < others[1] and others[0] < right and abs(height - others[2]) < LINE:
+                height = others[2] - LINE
+        labels.append((left, right, height))
+        chart.label(point, text, up=own - height)
     picture = chart.svg(f"perplexity over bits a weight; over {RUINED:,}: {ruined}")
     path.write_text(standalone(picture), encoding="utf-8")
 
