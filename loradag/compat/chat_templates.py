@@ -40,9 +40,10 @@ def training_template(tokenizer: Any) -> str | None:
 
     trl recognises some thirty model families by the text of their template.
     """
+    from jinja2 import TemplateError
     from trl.chat_template_utils import get_training_chat_template
 
     try:
         return get_training_chat_template(tokenizer) or str(tokenizer.chat_template)
-    except ValueError:
+    except (ValueError, TypeError, TemplateError):  # it also renders a dialogue of its own
         return None

@@ -146,6 +146,13 @@ def test_marks_and_prefixes_find_the_same_tokens(letters, name) -> None:
     assert shown(tokenizer, TURNS) == expected
 
 
+def test_a_template_that_cannot_do_without_tools_is_refused_with_the_reason(letters) -> None:
+    """`tools` is defined for transformers, as None, where a dialogue has none."""
+    needing = "{% if tools is defined %}{% for tool in tools %}{% endfor %}{% endif %}" + CHATML
+    with pytest.raises(LoradagError, match=r"refuses a dialogue of four turns .*not iterable"):
+        shown(letters(needing), TURNS)
+
+
 def test_a_template_whose_prompt_is_no_prefix_is_refused_with_the_reason(letters) -> None:
     with pytest.raises(LoradagError, match="renders a prompt otherwise than the dialogue"):
         Renderer(letters(NO_PREFIX), Template("chat", "", ""))
