@@ -61,7 +61,7 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     configuration.write_text(
         CONFIGURATION.format(
             folder=folder, host=socket.gethostname(), cpus=os.cpu_count(),
-            controller=_free_port(), node=_free_port(),
+            controller=free_port(), node=free_port(),
         )
     )  # fmt: skip
     environment = os.environ | {"SLURM_CONF": str(configuration)}
@@ -100,7 +100,7 @@ def _wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
