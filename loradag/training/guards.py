@@ -28,6 +28,8 @@ def check_labels(labels: Iterable[Any], loss: str, eos_token_id: int) -> None:
         array = np.asarray(part)
         is_trained |= bool((array != IGNORED).any())
         stops |= bool((array == eos_token_id).any())
+        if is_trained and stops:
+            return
     if not is_trained:
         raise LoradagError(
             f"train.loss = {loss!r}: no token is trained, for no row has one of the assistant's. "

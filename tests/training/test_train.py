@@ -2,20 +2,24 @@
 
 import csv
 import math
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 import torch
 
 from loradag.config.problems import LoradagError
-from loradag.data.rows import read_rows, write_rows
+from loradag.data.rows import Row, open_writer, read_rows, schema, write_rows
 from loradag.models.loading import load_base, load_quantized, load_tuned
 from loradag.models.tokenizer import load_tokenizer
 from loradag.training.guards import IGNORED
 from loradag.training.trainer import labelled
 from stages.train import train
-from tests.conftest import run_stages
+from tests.conftest import ROOT, run_stages
 from tests.training.conftest import copied, hashes
 
 
@@ -136,11 +140,45 @@ def test_loss_is_taken_of_the_tokens_that_the_option_names(trained, tmp_path) ->
     assert full["labels"][:] == full["input_ids"][:] == [row.input_ids for row in rows]
 
 
-def test_labels_are_mapped_from_the_disk(trained, tmp_path) -> None:
-    paths, _, _ = trained
-    rows = read_rows(paths.prepared / "train.parquet")
-    data = labelled(rows, "full", tmp_path / "x.arrow")
-    assert [file["filename"] for file in data.cache_files] == [str(tmp_path / "x.arrow")]
+# From prepared rows to packed ones, with the most memory of its own that the process held.
+PACKS = """
+import re, sys
+from pathlib import Path
+from trl import pack_dataset
+from loradag.data.rows import read_rows
+from loradag.training.trainer import labelled
+
+def held():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+folder = Path(sys.argv[1])
+few, many = (
+    (len(pack_dataset(labelled(read_rows(folder / f"{name}.parquet"), "full",
+                               folder / f"{name}.arrow"), 1024, "bfd")), held())
+    for name in ("few", "many")
+)
+print(*few, *many)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_starting_to_train_on_more_rows_takes_no_more_memory(tmp_path) -> None:
+    """Mapped pages do not count: the system takes them back when it needs them."""
+    group, tokens = 1000, 100
+    row = Row("", "", "", list(range(tokens)), [1] * tokens, [1] * tokens, [1] * tokens)
+    table = pa.Table.from_pylist([vars(row)] * group, schema())
+    for name, groups in (("few", 2), ("many", 100)):
+        with open_writer(tmp_path / f"{name}.parquet") as writer:
+            for _ in range(groups):
+                writer.write_table(table)
+    found = subprocess.run(
+        [sys.executable, "-c", PACKS, str(tmp_path)], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    few_packed, few, many_packed, many = map(int, found.stdout.split())
+    assert (few_packed, many_packed) == (200, 10_000)
+    column = 100 * group * tokens * 4  # bytes of the token ids alone
+    assert many - few < column / 4
 
 
 def test_a_target_that_is_not_there_is_one_clear_error(trained, tmp_path) -> None:
