@@ -3,7 +3,8 @@
     python -m stages.plan [-m] [GROUP=OPTION | KEY=VALUE ...]
 
 For each job: which stages would run and which come from the cache, how many parameters would be
-trained, and about how much memory `train` and `merge` would take.
+trained, and about how much memory `train` and `merge` would take. For all jobs: about how long they
+take, by earlier runs in MLflow, and how much disk.
 """
 
 import sys
@@ -13,11 +14,13 @@ from loradag.config.problems import LoradagError
 
 
 def plan(arguments: list[str]) -> None:
-    from loradag.planning.overview import overview, print_overview
+    from loradag.planning.overview import overview, print_costs, print_overview
 
     several = {"-m", "--multirun"}
     overrides = [argument for argument in arguments if argument not in several]
-    print_overview(overview(overrides, bool(several & set(arguments)), Path()))
+    planned = overview(overrides, bool(several & set(arguments)), Path())
+    print_overview(planned)
+    print_costs(planned, Path())
 
 
 if __name__ == "__main__":

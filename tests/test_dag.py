@@ -10,6 +10,8 @@ import re
 import pytest
 import yaml
 
+from loradag.planning.disk import stage_bytes
+from loradag.planning.parameters import model_shape
 from tests.repository import Repository
 
 ALL = [
@@ -46,6 +48,32 @@ def test_a_cold_run_runs_every_stage_once(repository) -> None:
 
 def test_a_second_run_runs_nothing(repository) -> None:
     assert repro(repository) == []
+
+
+def test_the_plan_knows_time_and_disk_from_the_first_run(repository) -> None:
+    stages = ("train", "evaluate", "merge", "export")
+    reports = [json.loads((repository.root / f"reports/{s}.json").read_text()) for s in stages]
+    taken = sum(report["seconds"] for report in reports)
+    output = repository.run("python", "-m", "stages.plan", "experiment=smoke", "adapter.r=4")
+    found = re.search(r"^Takes about (?:(\d+) min )?([\d.]+) s, one stage", output, re.M)
+    assert found, output
+    assert int(found[1] or 0) * 60 + float(found[2]) == pytest.approx(taken, abs=1, rel=0.1)
+    assert re.search(r"^Stores about [\d.]+ [kM]B in the cache.$", output, re.M)
+
+
+@pytest.mark.parametrize("stage", ["fetch", "quantize", "train", "merge", "export"])
+def test_the_plan_estimates_what_a_stage_stores(repository, stage: str) -> None:
+    folder = {"fetch": "base", "quantize": "quantized", "train": "adapter", "merge": "merged",
+              "export": "export"}[stage]  # fmt: skip
+    files = [*(repository.root / "artifacts" / folder).rglob("*.safetensors")]
+    files += (repository.root / "artifacts" / folder).rglob("*.gguf")
+    params = yaml.safe_load((repository.root / "params.yaml").read_text())
+    shape = model_shape(params["model"])
+    assert shape is not None
+    stored = sum(file.stat().st_size for file in files)
+    assert stage_bytes(stage, shape, params) == pytest.approx(
+        stored, rel=0.1, abs=80_000
+    )  # a GGUF has the vocabulary, too
 
 
 def test_another_rank_reruns_training_and_what_follows(repository) -> None:

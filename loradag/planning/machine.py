@@ -14,11 +14,13 @@ from typing import Any
 from loradag.config.problems import LoradagError
 from loradag.config.sections import Config
 from loradag.config.validation import load_config
+from loradag.planning.disk import stage_bytes
 from loradag.planning.memory import merge_bytes, train_bytes
 from loradag.planning.parameters import model_shape
 from loradag.planning.shape import Shape
-from loradag.reporting.formatting import count, size
+from loradag.reporting.formatting import size
 from loradag.runtime.environment import configure
+from loradag.runtime.report_keys import Reports
 from loradag.tracking.store import shown_uri, store_uri
 
 SECONDS = 5  # that a server has to answer
@@ -47,7 +49,7 @@ def examine(project: Path) -> list[Finding]:
         *_device(config),
         *_memory(params, shape),
         _bitsandbytes(config),
-        _disk(project, shape),
+        _disk(project, params, shape),
         _mlflow(project),
         _remote(project),
         _token(config),
@@ -116,16 +118,12 @@ def _bitsandbytes(config: Config) -> Finding:
     return Finding("bitsandbytes", "its 4-bit kernels run")
 
 
-def _disk(project: Path, shape: Shape | None) -> Finding:
+def _disk(project: Path, params: dict[str, Any], shape: Shape | None) -> Finding:
     free = shutil.disk_usage(project).free
     if shape is None:
         return Finding("disk", f"{size(free)} free")
-    # Base, quantized, merged and exported, in the workspace and the cache, at 16 bits each.
-    needed = 2 * 4 * 2 * shape.parameters
-    value = (
-        f"{size(free)} free, a run of {count(shape.parameters)} parameters stores up to "
-        + size(needed)
-    )
+    needed = sum(stage_bytes(stage, shape, params) for stage in Reports.__annotations__)
+    value = f"{size(free)} free, a run from nothing stores about {size(needed)}"
     fails = needed > free
     remark = "It will fill the disk. `dvc gc -w` frees the cache of what is not in the workspace."
     return Finding("disk", value, remark if fails else "", fails)

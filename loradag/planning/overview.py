@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.errors import HydraException
 
@@ -25,18 +27,23 @@ from loradag.planning.parameters import model_shape, total_parameters, trainable
 from loradag.planning.pipeline import Pipeline, Planned, StageStatus
 from loradag.planning.shape import Shape
 
+if TYPE_CHECKING:
+    from loradag.planning.history import EarlierRun
+
 
 @dataclass(frozen=True)
 class JobPlan:
     swept: dict[str, str]
+    params: dict[str, Any]
     stages: list[Planned]
     problems: tuple[Any, ...]  # of its config: then nothing of it runs
-    shape: Shape | None
-    trainable: int | None
-    total: int | None
-    train_bytes: int | None
-    merge_bytes: int | None
-    download_bytes: int | None  # of the base; None: nothing, or not known
+    prepared: dict[str, Any] | None = None  # the report of `prepare`, if the cache has it
+    shape: Shape | None = None
+    trainable: int | None = None
+    total: int | None = None
+    train_bytes: int | None = None
+    merge_bytes: int | None = None
+    download_bytes: int | None = None  # of the base; None: nothing, or not known
 
 
 @dataclass(frozen=True)
@@ -88,19 +95,21 @@ def _plan(
     pipeline: Pipeline, swept: dict[str, str], params: dict[str, Any], problems: tuple[Any, ...]
 ) -> JobPlan:
     if problems:
-        return JobPlan(swept, [], problems, None, None, None, None, None, None)
+        return JobPlan(swept, params, [], problems)
     stages = pipeline.plan(params)
+    prepared = pipeline.prepared(stages)
     shape = model_shape(params["model"])
     if shape is None:
-        return JobPlan(swept, stages, (), None, None, None, None, None, None)
+        return JobPlan(swept, params, stages, (), prepared)
     fetched = any(stage.name == "fetch" and stage.status is StageStatus.CACHED for stage in stages)
     download = params["model"]["source"] == "hub" and not fetched
-    lengths = pipeline.token_lengths(stages)
-    longest = longest_drawn(lengths, params["train"]) if lengths else None
+    longest = longest_drawn(prepared["token_length"], params["train"]) if prepared else None
     return JobPlan(
         swept,
+        params,
         stages,
         (),
+        prepared,
         shape,
         trainable_parameters(shape, params["adapter"]),
         total_parameters(shape, params["adapter"]),
@@ -119,7 +128,7 @@ def print_overview(plan: Overview) -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
-        console.width = max(console.width, 160)
+        console.width = max(console.width, 200)
     several = len(plan.jobs) > 1
     names = list(dict.fromkeys(stage.name for job in plan.jobs for stage in job.stages))
     table = Table(*(["#"] if several else []), *short(plan.keys), *names, box=SIMPLE_HEAD)
@@ -156,6 +165,50 @@ def print_overview(plan: Overview) -> None:
         )
 
 
+def print_costs(plan: Overview, project: Path) -> None:
+    """Wall time by earlier runs in MLflow, which takes seconds to ask, and disk by formula."""
+    from loradag.planning.disk import stage_bytes
+    from loradag.planning.history import earlier_runs, estimate_seconds, train_tokens
+    from loradag.reporting.formatting import duration, size
+    from loradag.tracking.flattening import flat_params
+
+    runs: dict[str, list[EarlierRun]] = {}  # by model
+    seconds, stored, unknown = 0.0, 0.0, Counter[str]()
+    for job, stage in _distinct(plan.jobs):
+        if stage.status is StageStatus.ALWAYS:
+            continue  # `report`, some seconds
+        if job.shape is not None:
+            stored += stage_bytes(stage.name, job.shape, job.params)
+        model = json.dumps(job.params["model"])
+        if model not in runs:
+            runs[model] = earlier_runs(project, job.params)
+        tokens = train_tokens(job.params, job.prepared)
+        taken = estimate_seconds(stage.name, flat_params(job.params), tokens, runs[model])
+        if taken is None:
+            unknown[stage.name] += 1
+        seconds += taken or 0
+    if seconds:
+        print(
+            f"Takes about {duration(seconds)}, one stage after another, by the most similar runs "
+            "in MLflow" + (f"; without {', '.join(unknown)}, which none has." if unknown else ".")
+        )
+    elif unknown:
+        print("Wall time: not known, for MLflow has no run of this model yet.")
+    if stored:
+        print(f"Stores about {size(stored)} in the cache.")
+
+
+def _distinct(jobs: list[JobPlan]) -> Iterator[tuple[JobPlan, Planned]]:
+    """The stages that will run: of equal ones the first, of those that always run each."""
+    seen = set[str]()
+    for job in jobs:
+        for stage in job.stages:
+            is_new = stage.status is StageStatus.RUNS and stage.key not in seen
+            if is_new or stage.status is StageStatus.ALWAYS:
+                seen.add(stage.key)
+                yield job, stage
+
+
 def _status_text(stage: Planned, owners: dict[str, int], number: int) -> str:
     if stage.status is StageStatus.CACHED:
         return "[dim]cache[/dim]"
@@ -166,10 +219,7 @@ def _status_text(stage: Planned, owners: dict[str, int], number: int) -> str:
 
 def _summary(jobs: list[JobPlan]) -> str:
     """`10 stage runs of 16: ...`: equal inputs run once, `report` in every job."""
-    stages = [stage for job in jobs for stage in job.stages]
-    runs = {stage.key: stage.name for stage in stages if stage.status is StageStatus.RUNS}
-    always = [stage.name for stage in stages if stage.status is StageStatus.ALWAYS]
-    by_name = Counter([*runs.values(), *always])
-    counts = ", ".join(f"{name} {times}" for name, times in by_name.items())
-    total = len(runs) + len(always)
-    return f"{total} stage runs of {len(stages)}" + (f": {counts}." if counts else ".")
+    times = Counter(stage.name for _, stage in _distinct(jobs))
+    planned = [stage.name for job in jobs for stage in job.stages]
+    counts = ", ".join(f"{name} {times[name]}" for name in dict.fromkeys(planned) if times[name])
+    return f"{times.total()} stage runs of {len(planned)}" + (f": {counts}." if counts else ".")

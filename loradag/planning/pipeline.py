@@ -145,12 +145,12 @@ class Pipeline:
             inputs["params"] = {"params.yaml": values}
         return inputs
 
-    def token_lengths(self, planned: Sequence[Planned]) -> dict[str, Any] | None:
-        """`token_length` of prepare's report, where the cache has it."""
+    def prepared(self, planned: Sequence[Planned]) -> dict[str, Any] | None:
+        """The report of `prepare`, where the cache has it."""
         for stage in planned:
             if stage.name == "prepare" and stage.status is StageStatus.CACHED:
                 path = dvc.object_path(self.cache, stage.outs["reports/prepare.json"])
-                return json.loads(path.read_text())["token_length"]  # type: ignore[no-any-return]
+                return json.loads(path.read_text())  # type: ignore[no-any-return]
         return None
 
     def _hash(self, dep: str, made: Mapping[str, str]) -> str:

@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from tests.sweeps.conftest import Toy
 from tests.sweeps.conftest import store as store
@@ -33,7 +36,10 @@ def test_a_broken_rule_and_an_unknown_key_are_reported(toy: Toy) -> None:
     assert "Traceback" not in output
 
 
-def test_the_plan_imports_nothing_heavy() -> None:
+def test_the_plan_imports_nothing_heavy_where_no_run_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     code = (
         "import sys; from stages.plan import plan; plan(['-m', 'adapter.r=4,8']);"
         "heavy = {'torch', 'transformers', 'mlflow', 'dvc.repo', 'scipy', 'pandas'};"
@@ -42,3 +48,5 @@ def test_the_plan_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "train" in done.stdout
+    assert "MLflow has no run of this model yet" in done.stdout
+    assert not (tmp_path / "mlflow.db").exists()
