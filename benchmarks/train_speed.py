@@ -106,17 +106,31 @@ def trl(paths: Paths, config: Config, rows: Any, scratch: Path) -> Any:
     )
 
 
+def stored_in(dtype: str, base: Path, folder: Path) -> Path:
+    """A folder with the weights of `base` in `dtype`: LLaMA-Factory computes in what is stored."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not folder.exists():
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
 def llamafactory(python: str, paths: Paths, config: Config, scratch: Path) -> list[Any]:
     """CPU seconds and tokens of the steps of LLaMA-Factory on the rows in `scratch`."""
     bits = {"none": {}, "nf4": {"quantization_bit": 4}}
+    dtype = config.train.dtype
+    base = stored_in(dtype, paths.base, scratch / f"base-{dtype}")
     options = {
-        "model_name_or_path": str(paths.base), "stage": "sft", "do_train": True,
+        "model_name_or_path": str(base), "stage": "sft", "do_train": True,
         "finetuning_type": "lora", "lora_rank": config.adapter.r, "lora_target": "all",
         "lora_alpha": int(config.adapter.alpha), "lora_dropout": config.adapter.dropout,
         "dataset": "rows", "dataset_dir": str(scratch), "template": "empty",
         "cutoff_len": config.prepare.max_tokens, "per_device_train_batch_size": BATCH,
         "gradient_accumulation_steps": 1, "max_steps": STEPS, "learning_rate": 1e-3,
-        "bf16": config.train.dtype == "bfloat16", "use_cpu": True,
+        "bf16": dtype == "bfloat16", "use_cpu": True,
         "include_num_input_tokens_seen": "non_padding",
         "output_dir": str(scratch / "output"), "overwrite_output_dir": True,
         "save_strategy": "no", "report_to": "none",
@@ -130,7 +144,7 @@ def llamafactory(python: str, paths: Paths, config: Config, scratch: Path) -> li
     )  # fmt: skip
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1]
-        print(f"{config.train.dtype} llamafactory {config.quantize.scheme} fails: {reason}")
+        print(f"{dtype} llamafactory {config.quantize.scheme} fails: {reason}")
         return []
     return list(json.loads(done.stdout.splitlines()[-1]))
 
