@@ -91,6 +91,26 @@ def test_the_median_rule_prunes_what_it_should_and_leaves_nothing_wrong(toy: Toy
     assert toy.ran() == {"train": 2, "evaluate": 2, "report": 6}
 
 
+@pytest.mark.slow
+def test_a_trial_is_pruned_in_a_process_that_submitit_started(toy: Toy) -> None:
+    # Two at once: 8 and 16 are complete, then 14 is above 12 = median(8, 16), and 4 is not.
+    sweep = (*GRID, "hydra/launcher=submitit_local", "hydra.sweeper.n_jobs=2",
+             "hydra.sweeper.pruner.n_warmup_steps=2", "adapter.alpha=8,16,14,4")  # fmt: skip
+    code, output = toy.sweep(*sweep, TOY_PAUSE="5")
+    assert code == 0, output
+    assert toy.ran() == {"prepare": 1, "quantize": 1, "train": 4, "evaluate": 3, "report": 3}
+    reason = "pruned at step 2 by median: held-out loss 3.75"
+    records = records_of(toy)
+    assert [records[number].pruned for number in range(4)] == [None, None, reason, None]
+    assert len(list(toy.root.glob("multirun/*/.submitit/*/*_0_log.out"))) == 4
+    parents, children = toy.runs()
+    assert [run.info.status for run in parents] == ["FINISHED"]
+    ends = {r.data.tags["adapter.alpha"]: (r.info.status, r.data.tags["sweep.pruned"])
+            for r in children}  # fmt: skip
+    finished = ("FINISHED", "")
+    assert ends == {"8": finished, "16": finished, "14": ("KILLED", reason), "4": finished}
+
+
 def test_a_killed_search_continues_as_if_it_had_not_been_killed(toy: Toy) -> None:
     sweep = (*SEARCH, *SPACE, "hydra.sweeper.n_trials=6")
     process = toy.start("stages.sweep", "-m", *sweep, TOY_SECONDS="4")
