@@ -25,7 +25,7 @@ from loradag.tracking.registry import (
     register_adapter,
     registry_tags,
 )
-from loradag.tracking.store import reason, shown_uri, store_uri
+from loradag.tracking.store import NAME_LIMIT, reason, shown_uri, store_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -116,7 +116,7 @@ def _log(
     )
     client.log_inputs(run_id, dataset_inputs(params, reports, tags.get("data")))
     if "mlflow.parentRunId" not in run.data.tags:  # a sweep has named its children itself
-        client.update_run(run_id, name=name)
+        client.update_run(run_id, name=name[:NAME_LIMIT])
     log_points(client, run_id, without_logged(client, run_id, curves))
     return str(run.info.experiment_id)
 

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from loradag.config.problems import LoradagError
 from loradag.tracking.database import database_path, ensure_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 TOKEN_TAG = "loradag.token"  # on every run: identifies the request that created it
+NAME_LIMIT = 250  # characters of a run's name, in the column of MLflow's database
 
 
 def open_store(root: Path = Path()) -> tuple[MlflowClient, str]:
@@ -29,7 +31,8 @@ def open_store(root: Path = Path()) -> tuple[MlflowClient, str]:
     Both are created where they do not exist yet.
 
     Raises:
-        LoradagError: the SQLite database is incomplete, or of another version of MLflow.
+        LoradagError: the SQLite database is incomplete, or of another version of MLflow; or the
+            experiment was deleted.
     """
     # Half a minute, in which a server restarts; MLflow's default waits for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
@@ -46,6 +49,12 @@ def open_store(root: Path = Path()) -> tuple[MlflowClient, str]:
         return client, experiment_id
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "loradag")
     if (experiment := client.get_experiment_by_name(name)) is not None:
+        if experiment.lifecycle_stage == "deleted":
+            raise LoradagError(
+                f"MLflow at {shown_uri(uri)}: the experiment {name!r} is deleted. Restore it with "
+                f"`mlflow experiments restore -x {experiment.experiment_id}`, or set "
+                "MLFLOW_EXPERIMENT_NAME to another name, and run the command again."
+            )
         return client, experiment.experiment_id
     try:
         return client, client.create_experiment(name, _artifact_location(uri, name))
@@ -57,16 +66,19 @@ def open_store(root: Path = Path()) -> tuple[MlflowClient, str]:
 
 
 def store_uri(root: Path = Path()) -> str:
-    """The tracking URI; the default is absolute, so that it means the same in every folder.
+    """The tracking URI; a path in it is absolute, so that it means the same in every workspace.
 
     `dvc exp run --temp` and `--queue` run in a copy below `.dvc/tmp`, which is deleted
     afterwards: their runs belong in the store of the project that contains it.
     """
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return uri
     here = root.resolve()
     project = next((parent.parent for parent in here.parents if parent.name == ".dvc"), here)
-    return f"sqlite:///{project / 'mlflow.db'}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if database_path(uri) is not None:
+        return f"sqlite:///{project / uri.removeprefix('sqlite:///')}"
+    if uri.startswith("file:"):
+        return (project / urlsplit(uri).path).as_uri()
+    return uri
 
 
 def shown_uri(uri: str) -> str:
@@ -76,8 +88,8 @@ def shown_uri(uri: str) -> str:
 
 
 def reason(error: Exception) -> str:
-    """The first line of an error of MLflow's, without the store's password."""
-    line = (str(error) or type(error).__name__).splitlines()[0]
+    """The first line of an error of MLflow's, without the store's password and its full stop."""
+    line = (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
     password = urlsplit(store_uri()).password
     return line.replace(password, "***") if password else line
 
@@ -99,7 +111,8 @@ def create_run(
     if parent is not None:
         system["mlflow.parentRunId"] = parent
     tags = {TOKEN_TAG: uuid.uuid4().hex, **system, **tags}
-    run_id = str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
+    run = client.create_run(experiment_id, run_name=name[:NAME_LIMIT], tags=tags)
+    run_id = str(run.info.run_id)
     # MLflow repeats a request whose answer was lost, and the server may have created a run by then.
     for other in find_runs(client, experiment_id, tags[TOKEN_TAG]):
         if other != run_id:

@@ -38,6 +38,29 @@ def test_an_experiment_in_a_temporary_copy_logs_to_the_project(
     assert store_uri(copy) == store_uri(tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
+@pytest.mark.parametrize(
+    ("uri", "absolute"),
+    [
+        ("sqlite:///mine.db", "sqlite:///{project}/mine.db"),
+        ("sqlite:///mine.db?timeout=9", "sqlite:///{project}/mine.db?timeout=9"),
+        ("sqlite:////x/mine.db", "sqlite:////x/mine.db"),
+        ("sqlite:///:memory:", "sqlite:///:memory:"),
+        ("file:mlruns", "file://{project}/mlruns"),
+        ("file:///x/mlruns", "file:///x/mlruns"),
+        ("databricks", "databricks"),
+        ("postgresql://me@host/runs", "postgresql://me@host/runs"),
+    ],
+)
+def test_a_relative_path_means_the_same_in_every_workspace(
+    uri: str, absolute: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    copy = tmp_path / ".dvc/tmp/exps/standalone/tmp1"
+    copy.mkdir(parents=True)
+    expected = absolute.format(project=tmp_path)
+    assert store_uri(copy) == store_uri(tmp_path) == expected
+
+
 def test_passwords_of_a_store_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     uri = "https://me:s3cret@mlflow.example:8080/base"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
