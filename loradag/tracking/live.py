@@ -2,7 +2,8 @@
 
 `train` opens the run and `report` completes it. In between, `.loradag/live.json` records the run's
 id and the key of the training that it belongs to. A process with the same key continues the run,
-also after a kill; one with another key ends it as KILLED.
+also after a kill; one with another key ends it as KILLED. So does a report of other params or
+numbers than an earlier report has begun to log: MLflow refuses to change a param.
 """
 
 from __future__ import annotations
@@ -81,11 +82,11 @@ def open_run(
 ) -> tuple[MlflowClient, str]:
     """The run of this pipeline run: `MLFLOW_RUN_ID`'s, the one left open under `key`, or a new one.
 
-    A run left open under another key is ended as KILLED.
+    A run left open under another key, or by a report of other content, is ended as KILLED.
 
     Args:
-        content: what will be logged, see `close_run`. A report that was stopped after it had closed
-            the run of the same content continues that run.
+        content: what a report will log, see `close_run`. A report that was stopped, even after it
+            had closed its run, continues the run of the same content.
     """
     client, experiment_id = open_store(paths.root)
     if run_id := os.environ.get("MLFLOW_RUN_ID"):
@@ -99,12 +100,14 @@ def open_run(
         known = [left["run_id"]] if left["run_id"] else []
         for run_id in known or find_runs(client, experiment_id, left["token"]):
             if _status(client, run_id) == "RUNNING":
-                if left["key"] == key:
+                if left["key"] == key and (not content or left.get("content") in (None, content)):
+                    if content is not None:
+                        write_json(paths.state / LIVE, left | {"content": content})
                     return client, run_id
                 client.set_terminated(run_id, "KILLED")
     # The token comes first: a process killed before it knows the run's id still finds the run.
     token = uuid.uuid4().hex
-    entry = {"key": key, "token": token, "run_id": None}
+    entry = {"key": key, "token": token, "run_id": None, "content": content}
     write_json(paths.state / LIVE, entry)
     run_id = create_run(client, experiment_id, name, {TOKEN_TAG: token})
     write_json(paths.state / LIVE, entry | {"run_id": run_id})

@@ -104,6 +104,17 @@ def test_a_report_stopped_after_it_closed_its_run_finds_it_again(paths: Paths) -
     assert open_run(paths, "a", "again", "other content")[1] != first
 
 
+def test_a_report_stopped_midway_continues_its_run_unless_something_has_changed(
+    paths: Paths,
+) -> None:
+    client, first = open_run(paths, "a", "training")
+    assert open_run(paths, "a", "report", "content")[1] == first
+    assert open_run(paths, "a", "report", "content")[1] == first
+    _, second = open_run(paths, "a", "report", "other content")
+    assert second != first
+    assert client.get_run(first).info.status == "KILLED"
+
+
 def test_a_run_is_found_by_a_process_killed_before_it_knew_its_id(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:

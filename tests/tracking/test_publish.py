@@ -85,6 +85,41 @@ def test_every_pipeline_run_is_a_run_of_its_own(paths: Paths) -> None:
     assert {run.data.params["adapter.r"] for run in runs(*open_store())} == {"4", "8"}
 
 
+def test_params_that_were_changed_after_a_report_was_stopped_make_another_run(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("loradag.tracking.publish._log_files", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            published(paths)
+    published(paths, "evaluate.window=48")
+    found = {run.data.params["evaluate.window"]: run.info.status for run in runs(*open_store())}
+    assert found == {"64": "KILLED", "48": "FINISHED"}
+
+
+def test_a_run_has_room_for_many_params_and_long_texts(paths: Paths) -> None:
+    many = {f"param{i}": str(i) for i in range(250)} | {"text": "x" * 6000}
+    points = {step: {"loss": 1.0, "grad_norm": 2.0} for step in range(1, 1001)}
+    publish(paths, "name " * 100, many, {}, points, {f"tag{i}": "x" for i in range(150)})
+    client, experiment_id = open_store()
+    (run,) = runs(client, experiment_id)
+    assert run.data.params == many
+    assert len(client.get_metric_history(run.info.run_id, "loss")) == 1000
+    assert len(run.info.run_name) == 250, "what MLflow's database holds"
+
+
+def test_a_deleted_experiment_is_refused_with_the_remedy(paths: Paths) -> None:
+    client, experiment_id = open_store()
+    client.delete_experiment(experiment_id)
+    with pytest.raises(LoradagError, match=f"mlflow experiments restore -x {experiment_id}"):
+        published(paths)
+    client.restore_experiment(experiment_id)
+    published(paths)
+
+
 def test_a_childs_run_keeps_its_name_and_takes_everything_once(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
