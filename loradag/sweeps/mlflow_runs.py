@@ -43,6 +43,8 @@ def open_child(sweep: SweepRecord, job: JobRecord) -> None:
             return
         job.run_id = str(found[0].info.run_id)
         client.update_run(job.run_id, status="RUNNING")
+        # The sweep has a new run where its former one was deleted, which leaves the children.
+        client.set_tag(job.run_id, "mlflow.parentRunId", sweep.run_id)
         earlier = found[0].data.tags
         job.ran_before = [
             key.removeprefix("stage.")

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from tests.sweeps.conftest import Toy
 from tests.sweeps.toy import STAGES
@@ -117,6 +118,21 @@ def test_without_m_it_is_one_run_in_place(toy: Toy) -> None:
     assert code == 1
     assert "adapter.rank" in output
     assert not toy.ran()
+
+
+def test_runs_that_were_deleted_in_mlflow_are_made_anew(toy: Toy) -> None:
+    sweep = ("adapter.r=4,8",)
+    assert toy.sweep(*sweep)[0] == 0
+    (parent,), children = toy.runs()
+    (deleted,) = (run for run in children if run.data.tags["adapter.r"] == "8")
+    client = MlflowClient(toy.store)
+    for run in (parent, deleted):
+        client.delete_run(run.info.run_id)
+    code, output = toy.sweep(*sweep)
+    assert code == 0, output
+    (new,), children = toy.runs()
+    assert {run.data.tags["adapter.r"] for run in children} == {"4", "8"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {new.info.run_id}
 
 
 @pytest.mark.slow
