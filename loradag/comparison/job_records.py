@@ -34,6 +34,7 @@ class SweepRecord:
     project: str  # absolute
     cache: str  # absolute
     swept: list[str]  # the keys that take several values
+    planned: int | None  # how many jobs there are to be; None: a search decides
     run_id: str  # the parent in MLflow
     threads: int | None  # for each job; None: as configured
     gpus: list[str]  # that the jobs divide among them; empty: each sees what the sweep sees

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
+from itertools import pairwise
 from typing import Any, Protocol
 
 from markupsafe import Markup
@@ -21,6 +22,7 @@ from markupsafe import Markup
 MAIN = "main"  # the colour of a chart that has one series
 COLOURS = 8  # classes c0 … c7 of charts.css
 LABEL = 6.6  # pixels of a character of a label
+LONGEST = 30  # characters of a category's label; its tip has the whole name
 
 Value = float | str
 Point = tuple[Value, Value]
@@ -55,7 +57,13 @@ class Scale:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[tuple[float, str]]:
-        return [(self.at(value), tick(value)) for value in self.tick_values()]
+        """Labels with as many digits as they need to be exact."""
+        values = self.tick_values()
+        step = min((b - a for a, b in pairwise(values)), default=math.inf)
+        digits = next(n for n in range(4, 16) if n == 15 or all(
+            abs(float(f"{value:.{n}g}") - value) < step / 100 for value in values
+        ))  # fmt: skip
+        return [(self.at(value), tick(value, digits)) for value in values]
 
     def tick_values(self) -> list[float]:
         """About five round values within the scale."""
@@ -104,7 +112,10 @@ class Categories:
         return (self.names.index(value) + 0.5) / len(self.names)
 
     def ticks(self) -> list[tuple[float, str]]:
-        return [(self.at(name), name) for name in self.names]
+        return [
+            (self.at(name), name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…")
+            for name in self.names
+        ]
 
 
 class Palette:
@@ -135,7 +146,8 @@ class Chart:
     bottom = 46
 
     def __init__(self, x: Axis, y: Axis, width: int = 720, height: int = 280) -> None:
-        self.x, self.y, self.width, self.height = x, y, width, height
+        self.x, self.y, self.width = x, y, width
+        self.height = max(height, 40 + math.ceil(LABEL * len(y.title)))  # the title is upright
         self.left = 40 + LABEL * max((len(label) for _, label in y.ticks()), default=0)
         self.grid = True
         self._marks: list[str] = []
@@ -195,25 +207,31 @@ class Chart:
         style = f"fill-opacity:{strength:.2f}"
         self._marks.append(
             _tag("rect", _title(tip), class_=f"bar {colour}", style=style, **corner, **size)
-            + _tag("text", escape(text), class_="note", x=x, y=y + 4, text_anchor="middle")
         )
+        if LABEL * len(text) <= width:  # else the tip has it
+            note = _tag("text", escape(text), class_="note", x=x, y=y + 4, text_anchor="middle")
+            self._marks.append(note)
 
-    def horizontal(self, value: float, text: str) -> None:
-        """A dashed line at `value` of the y axis, its text at the right end."""
+    def horizontal(self, value: float, text: str, at_left: bool = False) -> None:
+        """A dashed line at `value` of the y axis, its text at the right or the left end."""
         _, y = self._pixel(0, self.y.at(value))
         end = self.width - self.right
+        x, anchor = (self.left + 4, "start") if at_left else (end - 4, "end")
         self._marks.append(
             _tag("line", class_="level", x1=self.left, x2=end, y1=y, y2=y)
-            + _tag("text", escape(text), class_="note", x=end - 4, y=y - 5, text_anchor="end")
+            + _tag("text", escape(text), class_="note", x=x, y=y - 5, text_anchor=anchor)
         )
 
-    def vertical(self, value: float, text: str = "") -> None:
-        """A dashed line at `value` of the x axis, its text at the top."""
+    def vertical(self, value: float, text: str = "", down: float = 0) -> None:
+        """A dashed line at `value` of the x axis, its text at the top or `down` pixels below."""
         x, _ = self._pixel(self.x.at(value), 0)
         foot = self.height - self.bottom
         self._marks.append(_tag("line", class_="level", x1=x, x2=x, y1=self.top, y2=foot))
         if text:
-            self._marks.append(_tag("text", escape(text), class_="note", x=x + 4, y=self.top + 10))
+            fits = x + 4 + LABEL * len(text) < self.width
+            place: dict[str, Any] = {"x": x + 4} if fits else {"x": x - 4, "text_anchor": "end"}
+            y = self.top + 10 + down
+            self._marks.append(_tag("text", escape(text), class_="note", y=y, **place))
 
     def label(self, point: Point, text: str, up: float = 0) -> None:
         """`text` to the right of a point, raised by `up` pixels."""
@@ -229,12 +247,14 @@ class Chart:
             if self.grid:
                 parts.append(_tag("line", class_="grid", x1=self.left, x2=end, y1=y, y2=y))
             parts.append(_tag("text", escape(text), x=self.left - 8, y=y + 4, text_anchor="end"))
+        taken = -math.inf  # up to here by labels
         for position, text in self.x.ticks():
             x, _ = self._pixel(position, 0)
-            parts.append(
-                _tag("line", class_="grid", x1=x, x2=x, y1=foot, y2=foot + 4)
-                + _tag("text", escape(text), x=x, y=foot + 18, text_anchor="middle")
-            )
+            parts.append(_tag("line", class_="grid", x1=x, x2=x, y1=foot, y2=foot + 4))
+            half = LABEL * len(text) / 2
+            if x - half >= taken:
+                parts.append(_tag("text", escape(text), x=x, y=foot + 18, text_anchor="middle"))
+                taken = x + half + LABEL
         middle, centre = (self.top + foot) / 2, (self.left + end) / 2
         turned = f"translate(13 {middle}) rotate(-90)"
         parts += [
@@ -265,15 +285,15 @@ def standalone(svg: Markup) -> str:
     return f"{head}{first}><style>\n{style}\n</style>{rest}\n"
 
 
-def tick(value: float) -> str:
-    """The label of a value on an axis: 0.05, 12, 1,500, 20k, 1e-06."""
+def tick(value: float, digits: int = 4) -> str:
+    """The label of a value, in significant digits: 0.05, 12, 1,500, 20k, 1e-06."""
     if abs(value) < 1e-12:
         return "0"
     if abs(value) >= 1e4:
         for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
             if abs(value) >= limit:
-                return f"{value / limit:.4g}{unit}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+                return f"{value / limit:.{digits}g}{unit}"
+    return f"{float(f'{value:.{digits}g}'):,.15g}"
 
 
 def _round_step(step: float) -> float:

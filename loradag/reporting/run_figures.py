@@ -44,13 +44,13 @@ def loss_figure(
     if held_out:
         chart.line(held_out, "c0", "held-out loss")
         captions.append("Orange: held-out loss during the training.")
-    for nll, text in levels:
-        chart.horizontal(nll, text)
+    for nll, text in levels:  # where the curve is not, and two near levels are legible
+        chart.horizontal(nll, text, at_left=text.endswith("adapter"))
     if levels:
         captions.append("Dashed: mean loss on the held-out rows, before and after the training.")
     shown = points[:: -(-len(points) // POINTS)]
-    chart.dots(shown, MAIN, [f"step {tick(x)}: {y:.4g}" for x, y in shown], radius=0)
-    tips = [f"step {tick(x)}: {y:.4g} held out" for x, y in held_out]
+    chart.dots(shown, MAIN, [f"step {x:,.0f}: {y:.4g}" for x, y in shown], radius=0)
+    tips = [f"step {x:,.0f}: {y:.4g} held out" for x, y in held_out]
     chart.dots(held_out, "c0", tips, radius=4)
     return Figure("Training loss", chart.svg("training loss by step"), " ".join(captions))
 
@@ -67,7 +67,7 @@ def length_figure(prepare: PrepareReport | None) -> Figure | None:
     )
     chart.bars(edges, counts, "rows")
     chart.vertical(length["p50"], f"median {tick(length['p50'])}")
-    chart.vertical(length["p95"], f"95 % {tick(length['p95'])}")
+    chart.vertical(length["p95"], f"95 % {tick(length['p95'])}", down=14)
     return Figure(
         "Length of the rows",
         chart.svg("histogram of row lengths in tokens"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
 from loradag.comparison.job_records import JobRecord
 from loradag.comparison.ranking import SEED, Setting, pareto
-from loradag.reporting.charts import MAIN, Categories, Chart, Palette, Scale, scale
+from loradag.reporting.charts import COLOURS, MAIN, Categories, Chart, Palette, Scale, scale
 from loradag.reporting.formatting import number
 from loradag.reporting.run_figures import Figure
 
@@ -20,7 +21,9 @@ def figures(jobs: Sequence[JobRecord], ranked: Sequence[Setting]) -> list[Figure
     done = [job for job in jobs if job.failure is None and job.perplexity is not None]
     if not done:
         return []
-    palette = Palette(sorted({_group(job.swept) for job in done}))
+    groups = sorted({_group(job.swept) for job in done})
+    palette = Palette(groups if len(groups) <= COLOURS else [])  # else a colour meant several
+    maps = _heat_maps(ranked, palette)
     size = _trade_off(done, palette, "bytes stored, base and adapter", lambda job: job.bytes)
     speed = _trade_off(
         done, palette, "training tokens a second", lambda job: job.tokens_per_second, rising=True
@@ -28,7 +31,7 @@ def figures(jobs: Sequence[JobRecord], ranked: Sequence[Setting]) -> list[Figure
     found = [
         size and Figure("Size and quality", *size),
         speed and Figure("Speed and quality", *speed),
-        *_heat_maps(ranked, palette),
+        *(maps or (_by_number(ranked, key, palette) for key in _numeric(ranked))),
         _curves([job for job in done if job.curve], palette),
         *(_by_option(ranked, key, palette) for key in _categories(ranked)),
     ]
@@ -89,7 +92,7 @@ def _curves(jobs: Sequence[JobRecord], palette: Palette) -> Figure | None:
 
 def _heat_maps(ranked: Sequence[Setting], palette: Palette) -> list[Figure]:
     """Perplexity by r and alpha, or else by the first two numbers swept; a map for each rest."""
-    numeric = [key for key in ranked[0].swept if all(_is_number(s.swept.get(key)) for s in ranked)]
+    numeric = _numeric(ranked)
     first = [key for key in ("adapter.r", "adapter.alpha") if key in numeric]
     keys = (first + [key for key in numeric if key not in first])[:2]
     if len(keys) < 2:
@@ -98,6 +101,9 @@ def _heat_maps(ranked: Sequence[Setting], palette: Palette) -> list[Figure]:
     for setting in ranked:
         rest = " ".join(f"{k}={v}" for k, v in setting.swept.items() if k not in keys)
         rests.setdefault(rest, []).append(setting)
+    cells = math.prod(len({setting.swept[key] for setting in ranked}) for key in keys)
+    if 2 * len(ranked) < cells * len(rests):  # the points of a search, hardly two in a row
+        return []
     best, worst = ranked[0].mean, ranked[-1].mean
     return [
         Figure(
@@ -133,12 +139,27 @@ def _heat_map(
     return chart.svg(f"perplexity by {across} and {up}")
 
 
+def _by_number(ranked: Sequence[Setting], key: str, palette: Palette) -> Figure:
+    """A dot for each setting over the values of `key`."""
+    points = [(float(setting.swept[key]), setting.mean) for setting in ranked]
+    values = [x for x, _ in points]
+    spreads = min(values) > 0 and max(values) > 20 * min(values)
+    chart = Chart(scale(key, values, log=spreads), scale("perplexity", [y for _, y in points]))
+    for setting, point in zip(ranked, points, strict=True):
+        tip = f"{setting.name}: {number(setting.mean)}"
+        chart.dots([point], palette[_group(setting.swept)], [tip], radius=4)
+    caption = "A dot for each setting, mean over its seeds."
+    return Figure(
+        f"Perplexity by {key}", chart.svg(f"perplexity by {key}"), caption, palette.legend()
+    )
+
+
 def _by_option(ranked: Sequence[Setting], key: str, palette: Palette) -> Figure:
     """A row for each option of `key`, the best on top: a dot for each setting."""
     options = list(dict.fromkeys(setting.swept.get(key, "") for setting in ranked))
     chart = Chart(
         scale("perplexity", [setting.mean for setting in ranked]),
-        Categories(key, options[::-1]),
+        Categories("", options[::-1]),
         height=60 + 34 * len(options),
     )
     for setting in ranked:
@@ -149,13 +170,17 @@ def _by_option(ranked: Sequence[Setting], key: str, palette: Palette) -> Figure:
     return Figure(f"Perplexity by {key}", chart.svg(f"perplexity by {key}"), caption)
 
 
+def _numeric(ranked: Sequence[Setting]) -> list[str]:
+    return [key for key in _varied(ranked) if all(_is_number(s.swept.get(key)) for s in ranked)]
+
+
 def _categories(ranked: Sequence[Setting]) -> list[str]:
-    return [
-        key
-        for key in ranked[0].swept
-        if not all(_is_number(setting.swept.get(key)) for setting in ranked)
-        and len({setting.swept.get(key) for setting in ranked}) > 1
-    ]
+    return [key for key in _varied(ranked) if key not in _numeric(ranked)]
+
+
+def _varied(ranked: Sequence[Setting]) -> list[str]:
+    """The keys of which more than one value was measured."""
+    return [key for key in ranked[0].swept if len({s.swept.get(key) for s in ranked}) > 1]
 
 
 def _is_number(text: str | None) -> bool:

@@ -20,6 +20,7 @@ def sweep_page(
     command: str,
     objectives: Mapping[str, str] | None = None,
     importances: Mapping[str, Mapping[str, float]] | None = None,
+    planned: int | None = None,
 ) -> str:
     """The page. What is filled into it is escaped.
 
@@ -27,6 +28,7 @@ def sweep_page(
         command: promotes the best job.
         objectives: of a search, each with its direction.
         importances: of each objective, the share that each key explains.
+        planned: how many jobs there were to be; None: those that came to an end.
     """
     ranked, best = settings(jobs), winner(jobs)
     several = any(len(setting.jobs) > 1 for setting in ranked)
@@ -35,6 +37,7 @@ def sweep_page(
         "sweep.html.jinja",
         name=name,
         jobs=jobs,
+        planned=planned or len(jobs),
         ordered=by_rank(jobs),
         keys=keys,
         done=[job for job in jobs if job.failure is None and job.pruned is None],

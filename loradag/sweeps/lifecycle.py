@@ -117,6 +117,7 @@ def start(config: DictConfig) -> None:
         project=str(project),
         cache=str(dvc.cache_folder(project)),
         swept=swept_keys(config),
+        planned=batch or None,
         run_id=open_parent(key, name, project, overrides),
         threads=_threads(config, batch),
         gpus=_gpus(config, batch),
@@ -164,10 +165,10 @@ def _conclude(folder: Path, code: Any) -> Any:
     best = winner(jobs)
     command = promote_command(best.overrides) if best else ""
     importances = _running["search"].importances() if "search" in _running else {}
-    page.write_text(
-        sweep_page(sweep.name, jobs, sweep.swept, command, sweep.objectives, importances),
-        encoding="utf-8",
+    html = sweep_page(
+        sweep.name, jobs, sweep.swept, command, sweep.objectives, importances, sweep.planned
     )
+    page.write_text(html, encoding="utf-8")
     write_table(folder / "jobs.csv", by_rank(jobs), sweep.swept)
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
@@ -188,10 +189,12 @@ def _conclude(folder: Path, code: Any) -> Any:
     if best is not None:
         complete = any(stage["name"] == "export" for stage in best.stages)
         runs = "only the report runs" if complete else "merge, export and report run"
-        console.print(f"Promote the best job ({runs}; the rest is in the cache):")
+        console.print(f"Promote the job of the best perplexity ({runs}; the rest is cached):")
         console.print(f"  {command}", markup=False)
     if code == 130:
         console.print("Stopped. The same command continues: what has run is in the cache.")
+    elif failed:
+        console.print("The same command runs the failed jobs again, and nothing that is complete.")
     status = "KILLED" if code == 130 else "FAILED" if failed or code else "FINISHED"
     try:
         close_parent(sweep, jobs, [page, folder / "jobs.csv", *folder.glob("*/job.json")], status)

@@ -1,11 +1,13 @@
 import re
 import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
 
 import pytest
 from markupsafe import Markup
 
 from loradag.reporting.charts import (
     COLOURS,
+    LABEL,
     MAIN,
     Categories,
     Chart,
@@ -32,6 +34,20 @@ def parsed(picture: str) -> ElementTree.Element:
 )
 def test_ticks_are_round_and_within_the_axis(low: float, high: float, ticks: list[float]) -> None:
     assert Scale("", low, high).tick_values() == pytest.approx(ticks)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (1017.9, 1019.1, ["1,018", "1,018.25", "1,018.5", "1,018.75", "1,019"]),
+        (999.0, 1000.0, ["999", "999.2", "999.4", "999.6", "999.8", "1,000"]),
+        (28_000, 28_020, ["28k", "28.005k", "28.01k", "28.015k", "28.02k"]),
+    ],
+)
+def test_labels_are_exact_however_near_the_ticks_are(
+    low: float, high: float, labels: list[str]
+) -> None:
+    assert [label for _, label in Scale("", low, high).ticks()] == labels
 
 
 def test_integer_scales_have_integer_ticks() -> None:
@@ -68,6 +84,22 @@ def test_marks_are_within_the_picture_and_in_order() -> None:
     right, high = chart.place((10, 4.0))
     assert 0 < left < right < chart.width
     assert 0 < high < low < chart.height, "y grows downwards"
+
+
+def test_labels_do_not_overlap_or_leave_the_picture() -> None:
+    names = [f"category {i}" for i in range(60)]
+    chart = Chart(Categories("x", names), Categories("a long title of two rows", ["a", "b"]),
+                  height=100)  # fmt: skip
+    chart.vertical(names[-1], "at the right end")
+    svg = parsed(chart.svg("labels"))
+    title = next(text for text in svg.findall("text") if "transform" in text.attrib)
+    assert LABEL * len(title.text or "") / 2 <= (chart.top + chart.height - chart.bottom) / 2
+    shown = [text for text in svg.findall("text") if (text.text or "").startswith("category")]
+    ends = [(float(text.attrib["x"]), LABEL * len(text.text or "") / 2) for text in shown]
+    assert len(ends) > 3
+    assert all(b - half >= a + other for (a, other), (b, half) in pairwise(ends))
+    (note,) = (text for text in svg.findall("text") if text.get("class") == "note")
+    assert note.attrib["text-anchor"] == "end"
 
 
 def test_a_picture_is_well_formed_and_escapes_its_text() -> None:

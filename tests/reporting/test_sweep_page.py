@@ -1,4 +1,5 @@
 import re
+import xml.etree.ElementTree as ElementTree
 
 from loradag.comparison.job_records import JobRecord
 from loradag.comparison.ranking import settings
@@ -37,7 +38,33 @@ def test_the_page_shows_every_job_and_every_chart() -> None:
 
 
 def test_a_sweep_without_results_has_a_page() -> None:
-    assert "1 failed" in sweep_page("a sweep", [job(0, None, adapter_r="4")], ["adapter.r"], "")
+    page = sweep_page("a sweep", [job(0, None, adapter_r="4")], ["adapter.r"], "", planned=3)
+    assert "0 of 3 jobs done" in page  # it was stopped
+    assert "1 failed" in page
+    assert "The other jobs are complete" not in page
+
+
+def test_long_values_leave_the_charts_legible() -> None:
+    jobs = [job(i, 10.0 + i, prepare_template=name * 300) for i, name in enumerate("ab")]
+    for figure in figures(jobs, settings(jobs)):
+        svg = ElementTree.fromstring(figure.picture)
+        (axis,) = (line for line in svg.findall("line") if line.get("class") == "axis")
+        assert float(axis.attrib["x2"]) - float(axis.attrib["x1"]) > 400, figure.title
+    page = sweep_page("a sweep", jobs, ["prepare.template"], "promote")
+    assert page.count('<td class="text">' + "a" * 300) == 1
+
+
+def test_the_points_of_a_search_are_drawn_over_each_number() -> None:
+    values = [(str(2**i), str(1e-4 * (i + 1))) for i in range(6)]
+    jobs = [job(i, 10.0 + i, adapter_r=r, train_rate=rate) for i, (r, rate) in enumerate(values)]
+    titles = [figure.title for figure in figures(jobs, settings(jobs))]
+    assert titles[2:4] == ["Perplexity by adapter.r", "Perplexity by train.rate"]
+
+
+def test_more_groups_than_colours_share_one() -> None:
+    jobs = [job(i, 10.0 + i, quantize=f"q{i}") for i in range(9)]
+    for figure in figures(jobs, settings(jobs)):
+        assert not re.search(r'class="\w+ c\d', figure.picture), "no colour for two types"
 
 
 def test_a_quant_type_has_one_colour_on_the_page() -> None:
