@@ -14,6 +14,7 @@ from loradag.planning.grid import without_unstaged
 from loradag.tracking.registry import WINNER_TAG
 from loradag.tracking.store import create_run, open_store, reason, shown_uri, store_uri
 
+MLFLOW_PARENT = "mlflow.parentRunId"  # by which MLflow's UI knows the parent of a run
 SWEEP_TAG = "sweep.key"  # on the parent
 JOB_TAG = "sweep.job"  # on a child: the sweep's key and a hash of the job's overrides
 
@@ -44,7 +45,7 @@ def open_child(sweep: SweepRecord, job: JobRecord) -> None:
         job.run_id = str(found[0].info.run_id)
         client.update_run(job.run_id, status="RUNNING")
         # The sweep has a new run where its former one was deleted, which leaves the children.
-        client.set_tag(job.run_id, "mlflow.parentRunId", sweep.run_id)
+        client.set_tag(job.run_id, MLFLOW_PARENT, sweep.run_id)
         earlier = found[0].data.tags
         job.ran_before = [
             key.removeprefix("stage.")
@@ -68,7 +69,10 @@ def close_child(sweep: SweepRecord, job: JobRecord) -> None:
 def close_parent(sweep: SweepRecord, jobs: list[JobRecord], files: list[Path], status: str) -> None:
     """Put the comparison on the sweep's run and end it."""
     with _clear_errors(Path(sweep.project)):
-        client, _ = open_store(Path(sweep.project))
+        client, experiment = open_store(Path(sweep.project))
+        stopped = f"tags.`{MLFLOW_PARENT}` = '{sweep.run_id}' and attributes.status = 'RUNNING'"
+        for run in client.search_runs([experiment], stopped):  # with the sweep: nobody ends them
+            client.set_terminated(run.info.run_id, "KILLED")
         for file in files:
             folder = f"jobs/{file.parent.name}" if file.name == JOB else None
             client.log_artifact(sweep.run_id, str(file), folder)

@@ -88,6 +88,28 @@ def test_a_killed_sweep_continues_where_it_was(toy: Toy) -> None:
     assert (len(parents), len(children)) == (1, 2)
 
 
+@pytest.mark.parametrize("launcher", [(), PARALLEL], ids=["one by one", "in parallel"])
+def test_a_sweep_stopped_by_ctrl_c_says_how_to_go_on(launcher: tuple[str, ...], toy: Toy) -> None:
+    sweep = ("adapter.r=4,8", *launcher)
+    process = toy.start("stages.sweep", "-m", *sweep, TOY_SECONDS="30")
+    wait_for(toy.log, "train", times=1 + bool(launcher))
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "Stopped. The same command continues" in output
+    assert "Traceback" not in output
+    assert "0 of 2 jobs done" in (toy.root / "sweep.html").read_text()
+    parents, children = toy.runs()
+    assert {run.info.status for run in [*parents, *children]} == {"KILLED"}
+    assert toy.ran() == {"prepare": 1, "quantize": 1, "train": 1 + bool(launcher)}
+
+    code, output = toy.sweep(*sweep)
+    assert code == 0, output
+    assert toy.ran() == {"train": 2, "evaluate": 2, "report": 2}
+    parents, children = toy.runs()
+    assert [run.info.status for run in [*parents, *children]] == ["FINISHED"] * 3
+
+
 def test_jobs_that_break_a_rule_are_listed_before_anything_runs(toy: Toy) -> None:
     code, output = toy.sweep("adapter=lora,pissa", "quantize=nf4,none")
     assert code == 1
