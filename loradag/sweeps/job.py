@@ -171,7 +171,8 @@ def _reason(workspace: Path, output: Path) -> str:
     """The failed stage's last lines; stages print a user's mistake as `STAGE: ...`."""
     record = workspace / RECORD
     failed = json.loads(record.read_text())["failed"] if record.exists() else None
-    lines = [line for line in output.read_text(errors="replace").splitlines() if line.strip()]
+    shown = output.read_text(errors="replace").splitlines()
+    lines = [line for line in shown if line.strip(" ^~")]  # without a traceback's underlines
     for index in range(len(lines) - 1, -1, -1):
         if failed and lines[index].startswith(f"{failed}: "):
             reason = lines[index:]

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -80,6 +81,7 @@ def start(config: DictConfig) -> None:
         jobs = compose_all(composer, options.samples())
         check_evaluated(options, jobs)
     _report_problems(jobs)
+    _check_cache(dvc.cache_folder(project))
     if config.sweep.remote:
         dvc.pull_runs(project)
 
@@ -217,6 +219,23 @@ def _report_problems(jobs: list[Job]) -> None:
     if len(bad) == len(jobs):
         raise LoradagError("\n".join([*lines, "So none runs."]))
     log.warning("\n".join([*lines, "They will count as failed; the others run."]))
+
+
+def _check_cache(cache: Path) -> None:
+    """Check that the jobs can write to the cache, where they put locks and results.
+
+    Raises:
+        LoradagError: they cannot.
+    """
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError as error:
+        raise LoradagError(
+            f"the DVC cache {cache} cannot be written to: {error.strerror}. Correct that, or set "
+            "another folder: `dvc cache dir --local FOLDER`."
+        ) from error
 
 
 def _hash_inputs(jobs: list[Job], config: DictConfig, project: Path) -> dict[str, str]:

@@ -130,6 +130,18 @@ def test_nothing_runs_when_a_job_cannot_be_composed(toy: Toy) -> None:
     assert not toy.ran()
 
 
+def test_nothing_runs_with_a_cache_that_cannot_be_written(toy: Toy) -> None:
+    (toy.root / "file").write_text("")
+    with (toy.root / ".dvc/config").open("a") as config:
+        config.write("[cache]\ndir = ../file/cache\n")
+    code, output = toy.sweep("adapter.r=4,8")
+    assert code == 1
+    cache = f"{toy.root / 'file/cache'} cannot be written to: Not a directory"
+    assert f"sweep: the DVC cache {cache}" in output
+    assert "Traceback" not in output
+    assert not toy.ran()
+
+
 def test_without_m_it_is_one_run_in_place(toy: Toy) -> None:
     code, output = toy.run("stages.sweep", "adapter.r=4")
     assert code == 0, output
