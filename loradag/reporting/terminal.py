@@ -33,8 +33,11 @@ def print_summary(
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
 
+    labels: list[str] = []
+
     def rows(label: str, values: Iterable[str]) -> None:
         for i, value in enumerate(value for value in values if value):
+            labels.append(label)
             table.add_row("" if i else label, value)
 
     models = [model for model in results.models(reports) if model.perplexity is not None]
@@ -57,7 +60,7 @@ def print_summary(
     console.print(f"\n[bold]{escape(name)}[/]  [dim]{results.held_out_tokens(reports)}[/]")
     console.print(table)
     # Beside the table, where a narrow terminal would break it.
-    console.print(f"[dim]MLflow[/]      {where}", soft_wrap=True)
+    console.print(f"[dim]{'MLflow':<{max(map(len, labels))}}[/]  {where}", soft_wrap=True)
 
 
 def _general(reports: Reports) -> Iterator[str]:

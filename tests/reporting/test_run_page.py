@@ -196,3 +196,6 @@ def test_the_terminal_says_what_the_reports_say(capsys: pytest.CaptureFixture[st
     ):  # fmt: skip
         assert text in said
     assert max(map(len, said.splitlines())) <= 80
+    values = ("report.html", "http://127")
+    starts = {line.index(value) for line in said.splitlines() for value in values if value in line}
+    assert len(starts) == 1, "one column"
