@@ -264,9 +264,10 @@ class Chart:
         ]
         box = f"0 0 {self.width} {self.height}"
         content = "".join([*parts, *self._marks, *self._tips])
-        return Markup(
-            _tag("svg", content, class_="chart", viewBox=box, role="img", aria_label=label)
-        )
+        # On a narrow screen it is scrolled: its letters would be too small.
+        style = f"min-width:{round(0.8 * self.width)}px"
+        attributes = {"viewBox": box, "style": style, "role": "img", "aria_label": label}
+        return Markup(_tag("svg", content, class_="chart", **attributes))
 
     def _tip(self, target: str, x: float, y: float, text: str) -> None:
         """`text` at a pixel while the pointer is on `target`, which is itself invisible."""
