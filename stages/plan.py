@@ -7,6 +7,7 @@ trained, and about how much memory `train` and `merge` would take. For all jobs:
 take, by earlier runs in MLflow, and how much disk.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def plan(arguments: list[str]) -> None:
     planned = overview(overrides, bool(several & set(arguments)), Path())
     print_overview(planned)
     print_costs(planned, Path())
+    print("Run it:", shlex.join(["python", "-m", "stages.sweep", *arguments]))
 
 
 if __name__ == "__main__":

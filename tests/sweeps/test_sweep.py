@@ -130,6 +130,13 @@ def test_nothing_runs_when_a_job_cannot_be_composed(toy: Toy) -> None:
     assert not toy.ran()
 
 
+def test_the_plan_ends_with_the_command_that_runs_it(toy: Toy) -> None:
+    code, output = toy.run("stages.plan", "-m", "adapter.r=choice(4, 8)")
+    assert code == 0, output
+    command = output.rstrip().splitlines()[-1].removeprefix("Run it: ")
+    assert command == "python -m stages.sweep -m 'adapter.r=choice(4, 8)'"
+
+
 def test_nothing_runs_with_a_cache_that_cannot_be_written(toy: Toy) -> None:
     (toy.root / "file").write_text("")
     with (toy.root / ".dvc/config").open("a") as config:
