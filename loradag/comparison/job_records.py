@@ -31,6 +31,7 @@ class SweepRecord:
     key: str  # hash of all that the sweep is: its configs and the stages' sources
     name: str
     pid: int  # of the process that started it
+    local: bool  # whether all jobs run on the host of that process
     project: str  # absolute
     cache: str  # absolute
     swept: list[str]  # the keys that take several values

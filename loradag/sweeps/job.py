@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from functools import cache
@@ -41,7 +42,7 @@ def run_job(params: dict[str, Any], folder: Path, number: int, overrides: list[s
     failure is in the record.
     """
     sweep = SweepRecord.read(folder)
-    _end_with(sweep.pid)
+    _end_with_sweep(folder)
     given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
     swept = {key: given[key] for key in sweep.swept if key in given}
     job = JobRecord(number, overrides, swept)
@@ -128,17 +129,36 @@ def _execute(
 
 
 @cache
-def _end_with(sweep: int) -> None:
-    """End this process, if it is a launcher's worker, as soon as the sweep is gone, even killed.
+def _end_with_sweep(folder: Path) -> None:
+    """End a launcher's worker as soon as the sweep is gone, even killed, or was started again.
 
-    A worker of joblib would wait for another job for five minutes; what it runs ends with it. The
-    sweep itself outlives the shell that started it (`nohup`).
-
-    Args:
-        sweep: the process of the sweep.
+    A worker of joblib would wait for another job for five minutes, and a job of submitit would run
+    on beside that of the same sweep started again. What it runs ends with it. The sweep itself
+    outlives the shell that started it (`nohup`).
     """
-    if os.getpid() != sweep:
-        end_with_parent()
+    sweep = SweepRecord.read(folder)
+    if os.getpid() == sweep.pid:
+        return
+    end_with_parent()
+
+    def watch() -> None:
+        while not _is_gone(sweep, folder):
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _is_gone(sweep: SweepRecord, folder: Path) -> bool:
+    with suppress(OSError, ValueError):  # it is being written, or a network disk stalls
+        if SweepRecord.read(folder).pid != sweep.pid:
+            return True
+    if sweep.local:
+        try:
+            os.kill(sweep.pid, 0)  # sends nothing
+        except ProcessLookupError:
+            return True
+    return False
 
 
 def _reason_to_prune(workspace: Path) -> str | None:

@@ -116,6 +116,7 @@ def start(config: DictConfig) -> None:
         key=key,
         name=name,
         pid=os.getpid(),
+        local=_jobs_at_once(config, batch) is not None,
         project=str(project),
         cache=str(dvc.cache_folder(project)),
         swept=swept_keys(config),
