@@ -54,7 +54,8 @@ smoke: setup ## the whole pipeline on a random model of 139,584 parameters, in a
 	cd .smoke && $(RUN) dvc repro
 
 ui: setup ## compare runs in the MLflow UI
-	$(RUN) mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+	@case "$$MLFLOW_TRACKING_URI" in http*) echo 'MLFLOW_TRACKING_URI is a server: open it in a browser.' ;; \
+	*) $(RUN) mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" ;; esac
 
 serve: setup ## llama.cpp's OpenAI-compatible server on the exported GGUF, at port 8080
 	$(RUN) python -m stages.serve
