@@ -21,7 +21,7 @@ def figures(jobs: Sequence[JobRecord], ranked: Sequence[Setting]) -> list[Figure
     done = [job for job in jobs if job.failure is None and job.perplexity is not None]
     if not done:
         return []
-    groups = sorted({_group(job.swept) for job in done})
+    groups = list(dict.fromkeys(_group(job.swept) for job in done))  # in the sweep's order
     palette = Palette(groups if len(groups) <= COLOURS else [])  # else a colour meant several
     maps = _heat_maps(ranked, palette)
     size = _trade_off(done, palette, "bytes stored, base and adapter", lambda job: job.bytes)
