@@ -21,9 +21,13 @@ class Figure:
 
 
 def loss_figure(
-    curves: Mapping[int, Mapping[str, float]], evaluate: EvaluateReport | None
+    curves: Mapping[int, Mapping[str, float]], evaluate: EvaluateReport | None, part: str = ""
 ) -> Figure | None:
-    """Training loss by step, with the held-out loss before and after."""
+    """Training loss by step, with the held-out loss before and after.
+
+    Args:
+        part: of the held-out rows, those that the loss during the training is over, if not all.
+    """
     points = [(float(step), row["loss"]) for step, row in curves.items() if "loss" in row]
     if not points:
         return None
@@ -43,11 +47,13 @@ def loss_figure(
         captions.append("Faint: as logged. Bold: moving average.")
     if held_out:
         chart.line(held_out, "c0", "held-out loss")
-        captions.append("Orange: held-out loss during the training.")
+        over = f", over {part}" if part else ""
+        captions.append(f"Orange: held-out loss during the training{over}.")
     for nll, text in levels:  # where the curve is not, and two near levels are legible
         chart.horizontal(nll, text, at_left=text.endswith("adapter"))
     if levels:
-        captions.append("Dashed: mean loss on the held-out rows, before and after the training.")
+        rows = "all held-out rows" if part else "the held-out rows"
+        captions.append(f"Dashed: mean loss on {rows}, before and after the training.")
     shown = points[:: -(-len(points) // POINTS)]
     chart.dots(shown, MAIN, [f"step {x:,.0f}: {y:.4g}" for x, y in shown], radius=0)
     tips = [f"step {x:,.0f}: {y:.4g} held out" for x, y in held_out]

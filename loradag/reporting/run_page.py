@@ -6,7 +6,7 @@ from typing import Any
 from loradag.reporting import formatting as text
 from loradag.reporting import results
 from loradag.reporting import run_figures as figures
-from loradag.runtime.report_keys import Reports
+from loradag.runtime.report_keys import PrepareReport, Reports
 
 
 def render(template: str, **content: Any) -> str:
@@ -62,7 +62,7 @@ def report_page(
         general=results.general(reports),
         tasks=results.tasks(reports),
         model_names=results.model_names(reports),
-        loss=figures.loss_figure(curves, evaluate),
+        loss=figures.loss_figure(curves, evaluate, _part(params["train"]["eval_rows"], prepare)),
         lengths=figures.length_figure(prepare),
         layers=figures.layer_figure(quantize),
         weights=figures.weight_figure(quantize),
@@ -88,6 +88,13 @@ def _trained_tokens(row: Mapping[str, Any], loss: str) -> list[tuple[str, int]]:
     """Each token's text, with 1 if the loss is taken over it."""
     mask = row[loss] if loss != "full" else [1] * len(row["tokens"])
     return list(zip(row["tokens"], mask, strict=True))
+
+
+def _part(rows: int, prepare: PrepareReport | None) -> str:
+    """`8 of 206 rows`, where the held-out loss during the training is not over all of them."""
+    if prepare is None or rows >= prepare["eval_rows"]:
+        return ""
+    return f"{rows} of {prepare['eval_rows']:,} rows"
 
 
 def _lead(params: Mapping[str, Any], reports: Reports) -> str:

@@ -136,6 +136,17 @@ def test_the_held_out_loss_during_training_is_drawn() -> None:
     assert "Orange" in figure.caption
 
 
+@pytest.mark.parametrize(("rows", "part"), [("8", ", over 8 of 206 rows."), ("1000", ".")])
+def test_the_held_out_loss_of_some_rows_is_not_taken_for_that_of_all(rows: str, part: str) -> None:
+    given = params(f"train.eval_rows={rows}")
+    curves = {1: {"loss": 3.0}, 2: {"loss": 2.5, "eval_loss": 2.75}}
+    html = report_page(
+        "a run", given, flat_params(given), set(), reports(), curves,
+        dict.fromkeys(reports(), True), {},
+    )  # fmt: skip
+    assert f"Orange: held-out loss during the training{part}" in Reader(html).text
+
+
 def test_what_a_model_says_is_text_and_no_markup() -> None:
     whole = reports()
     whole["evaluate"]["samples"][0]["adapter"] = "<script>alert(1)</script>"
