@@ -8,6 +8,8 @@ import pytest
 from loradag.planning.grid import composer
 from loradag.sweeps.gpus import claim_gpu, visible_gpus
 from loradag.sweeps.lifecycle import _gpus
+from tests.sweeps.conftest import make_toy
+from tests.sweeps.test_sweep import PARALLEL, SUBMITIT
 
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 
@@ -20,6 +22,16 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.usefixtures("driver")
+@pytest.mark.parametrize("launcher", [pytest.param(PARALLEL, id="joblib"), SUBMITIT])
+def test_each_job_sees_one_gpu(launcher: tuple[str, ...], tmp_path: Path, store: str) -> None:
+    toy = make_toy(tmp_path / "project", store)
+    code, output = toy.sweep("adapter.r=4,8", *launcher, TOY_SECONDS="4")
+    assert code == 0, output
+    seen = Path(f"{toy.log}.gpus").read_text().split()
+    assert sorted(seen) == ["GPU-a", "GPU-b"]
 
 
 @pytest.mark.usefixtures("driver")

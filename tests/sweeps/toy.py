@@ -105,6 +105,8 @@ def main(stage: str) -> None:
     elif stage == "train":
         from method import SHIFT
 
+        with open(f"{os.environ['TOY_LOG']}.gpus", "a") as log:
+            log.write(f"{os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
         if adapter["r"] == int(os.environ.get("TOY_FAILS_AT", "-1")):
             sys.exit("train: out of memory. Lower train.batch_size.")
         rows, _ = json.loads(Path("data/prepared/rows").read_text())
