@@ -55,7 +55,7 @@ def main() -> None:
         del model
 
         def measure(file: Path, of: list[list[int]], tokens: int) -> Any:
-            inputs = Inputs([], None, of, prompts, tokens)
+            inputs = Inputs([], [], of, prompts, tokens)
             place = Path(tempfile.mkdtemp(dir=scratch))
             return measure_in_llamacpp(file, inputs, place, threads())
 

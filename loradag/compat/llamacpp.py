@@ -104,6 +104,8 @@ def library() -> ctypes.CDLL:
         "llama_init_from_model": (pointer, [pointer, ContextParams]),
         "llama_model_get_vocab": (pointer, [pointer]),
         "llama_vocab_n_tokens": (ctypes.c_int32, [pointer]),
+        "llama_vocab_eos": (ctypes.c_int32, [pointer]),
+        "llama_vocab_is_eog": (ctypes.c_bool, [pointer, ctypes.c_int32]),
         "llama_n_ctx": (ctypes.c_uint32, [pointer]),
         "llama_n_batch": (ctypes.c_uint32, [pointer]),
         "llama_n_threads": (ctypes.c_int32, [pointer]),
@@ -245,8 +247,8 @@ class Decoder:
             )
         if adapter:
             self._apply(adapter)
-        vocabulary = self.library.llama_model_get_vocab(self.model)
-        self.vocabulary = int(self.library.llama_vocab_n_tokens(vocabulary))
+        self.vocab = self.library.llama_model_get_vocab(self.model)
+        self.vocabulary = int(self.library.llama_vocab_n_tokens(self.vocab))
         self.longest = longest
 
     def _apply(self, adapter: Path) -> None:
@@ -255,6 +257,17 @@ class Decoder:
         adapters, factors = (ctypes.c_void_p * 1)(loaded), (ctypes.c_float * 1)(1.0)
         if not loaded or self.library.llama_set_adapters_lora(self.context, adapters, 1, factors):
             raise LoradagError(f"llama.cpp refuses {adapter.name}: {_reason()}")
+
+    @property
+    def eos(self) -> int | None:
+        """The file's EOS; None: it has none."""
+        found = int(self.library.llama_vocab_eos(self.vocab))
+        return found if found >= 0 else None
+
+    def stops(self) -> list[int]:
+        """The ids at which llama.cpp ends a text: the EOS, and others that it knows by name."""
+        is_end = self.library.llama_vocab_is_eog
+        return [id for id in range(self.vocabulary) if is_end(self.vocab, id)]
 
     def logits(self, ids: list[int]) -> Array:
         """(tokens, vocabulary) in float32, with an empty context.

@@ -1,13 +1,16 @@
 """Verify that what is exported computes what was merged, in the runtime that will run it.
 
-Compared are the ids of the golden texts and of every held-out row that is used, the chat template,
-and the next token's distribution at every token of those rows.
+Compared are the ids of the golden texts and of every held-out row that is used, dialogues in the
+chat template, where a generated text ends, and the next token's distribution at every token of
+those rows.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +25,12 @@ from loradag.export.folders import base_quantization, base_scheme
 from loradag.export.gguf_adapter import write_gguf_base
 from loradag.export.gguf_format import count_types, float_type
 from loradag.export.importance import NOT_MEASURED, Importance
-from loradag.export.measurement import QUESTION, Inputs, Measurement
+from loradag.export.measurement import (
+    Inputs,
+    Measurement,
+    render_dialogue,
+    rendered_dialogues,
+)
 from loradag.export.reference import (
     COMPRESSED,
     GGUF,
@@ -100,9 +108,17 @@ class Verification:
         found = self._measure(name, path)
         merged, expected = self.reference.merged, self.reference.expected[name]
         wrong = _token_differences(
-            found, merged, self.inputs.texts, self.ids, self.contract, self.tokenizer
+            found, self.inputs.texts, self.ids, self.contract, self.tokenizer
         )
+        eos, is_model = self.contract.eos_token_id, name not in ("adapter", GGUF_ADAPTER)
+        wrong += _stop_differences(found, eos, {eos, *merged.stops}, is_model)
+        variables, different = _template_differences(
+            found, merged, self.inputs.dialogues, self.tokenizer
+        )
+        wrong += different
         numbers: dict[str, Any] = {"runtime": found.runtime, "dtype": self.reference.dtype}
+        if variables:
+            numbers["template_variables"] = variables
         if name == "adapter":
             numbers["base"] = base_scheme(self.paths)
         elif name == GGUF_ADAPTER:
@@ -172,7 +188,7 @@ def _inputs(rows: list[Row], contract: Contract, tokenizer: Any, export: Export)
     return Inputs(
         # Runtimes add a BOS by themselves; a template may have written one.
         texts=[_without_bos(text, tokenizer) for text in texts],
-        dialogue=[{"role": "user", "content": QUESTION}] if tokenizer.chat_template else None,
+        dialogues=rendered_dialogues(tokenizer),
         rows=[row.input_ids[:LONGEST] for row in rows],
         prompts=prompts,
         max_new_tokens=export.max_new_tokens,
@@ -181,7 +197,6 @@ def _inputs(rows: list[Row], contract: Contract, tokenizer: Any, export: Export)
 
 def _token_differences(
     found: Measurement,
-    merged: Measurement,
     texts: list[str],
     expected: list[list[int]],
     contract: Contract,
@@ -196,17 +211,74 @@ def _token_differences(
                 f"{text!r} has the ids {ids}, not {should} (BOS and EOS {counts}, not {right}). "
                 "Its tokenizer is not the model's."
             )
-    if _without_bos(found.opening or "", tokenizer) != _without_bos(
-        merged.opening or "", tokenizer
-    ):
+    return different
+
+
+def _template_differences(
+    found: Measurement,
+    merged: Measurement,
+    dialogues: list[list[dict[str, str]]],
+    tokenizer: Any,
+) -> tuple[list[str], list[str]]:
+    """Variables that the runtime gives the template by itself, and how dialogues differ."""
+    variables: list[str] = []
+    different = []
+    for at, dialogue in enumerate(dialogues):
+        opening, expected, ids = found.openings[at], merged.openings[at], merged.opening_ids[at]
+        if _without_bos(opening, tokenizer) != _without_bos(expected, tokenizer):
+            given = _variables_given(opening, dialogue, found.runtime, tokenizer)
+            if not given:
+                different.append(
+                    f"its chat template renders {opening!r}, not {expected!r}. Fix the template."
+                )
+                continue
+            variables += given
+            ids = encode_prompt(
+                render_dialogue(tokenizer, dialogue, variables=given) or "", tokenizer
+            )
+        if found.opening_ids[at] != ids:
+            different.append(
+                f"a dialogue has the ids {found.opening_ids[at]}, not {ids}. Its tokenizer or the "
+                "BOS of its chat template is not the model's."
+            )
+    return sorted(set(variables)), different
+
+
+def _variables_given(
+    opening: str, dialogue: list[dict[str, str]], runtime: str, tokenizer: Any
+) -> dict[str, Any]:
+    """Variables with which the template renders `opening`, of those that llama.cpp's server gives.
+
+    Empty: none do. A request can set them otherwise, by `chat_template_kwargs`.
+    """
+    if not runtime.startswith(LLAMACPP):
+        return {}
+    known = {"enable_thinking": True, "date_string": time.strftime("%d %b %Y")}
+    for names in itertools.chain(*(itertools.combinations(known, n) for n in (1, 2))):
+        given = {name: known[name] for name in names}
+        text = render_dialogue(tokenizer, dialogue, variables=given)
+        if text and _without_bos(text, tokenizer) == _without_bos(opening, tokenizer):
+            return given
+    return {}
+
+
+def _stop_differences(found: Measurement, eos: int, stops: set[int], is_model: bool) -> list[str]:
+    """How the ends of a generated text differ from the merged model's.
+
+    Args:
+        eos: that ends the rows of the training.
+        stops: of the merged model.
+        is_model: the format brings its own settings of generation; an adapter takes the base's.
+    """
+    different = []
+    if found.eos != eos:
+        different.append(f"its EOS is {found.eos}, not {eos}. Fix its tokenizer.")
+    # llama.cpp knows further tokens that end a text, by their names.
+    unknown = set() if found.runtime.startswith(LLAMACPP) else set(found.stops) - stops
+    if is_model and (eos not in found.stops or unknown):
         different.append(
-            f"its chat template renders {found.opening!r}, not {merged.opening!r}. Fix the "
-            "template."
-        )
-    elif found.opening_ids != merged.opening_ids:
-        different.append(
-            f"a dialogue has the ids {found.opening_ids}, not {merged.opening_ids}. Its tokenizer "
-            "or the BOS of its chat template is not the model's."
+            f"a generated text ends at {found.stops}, not at {sorted(stops)}. Fix eos_token_id in "
+            "generation_config.json."
         )
     return different
 

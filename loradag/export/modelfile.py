@@ -8,6 +8,7 @@ from typing import Any
 
 from loradag.data.templates import render_prompt
 from loradag.data.token_contract import Contract
+from loradag.export.measurement import render_dialogue, without_added_bos
 
 PROMPT = "{{ .Prompt }}"
 CONTENT = "{{ .Content }}"
@@ -104,14 +105,6 @@ def _around(tokenizer: Any, role: str) -> tuple[str, str] | None:
 
 
 def _render(tokenizer: Any, roles: list[str], opened: bool = True) -> str | None:
-    from jinja2 import TemplateError
-
     messages = [{"role": role, "content": f"{role}-{at}"} for at, role in enumerate(roles)]
-    try:
-        text: str = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=opened
-        )
-    except TemplateError:  # some templates refuse a system turn
-        return None
-    adds_bos = tokenizer.bos_token_id in tokenizer("")["input_ids"]
-    return text.removeprefix(tokenizer.bos_token) if adds_bos else text
+    text = render_dialogue(tokenizer, messages, opened)
+    return None if text is None else without_added_bos(text, tokenizer)

@@ -51,22 +51,22 @@ def load(request: dict[str, Any]) -> Any:
 
 def answer(model: Any, tokenizer: Any, inputs: dict[str, Any], logits: Path) -> dict[str, Any]:
     """Put a loaded model to `inputs` (see `measurement.Inputs`); its logits go to a folder."""
-    dialogue = inputs["dialogue"]
-    opening = None
-    if dialogue:
-        opening = tokenizer.apply_chat_template(
-            dialogue, tokenize=False, add_generation_prompt=True
-        )
+    openings = [
+        tokenizer.apply_chat_template(dialogue, tokenize=False, add_generation_prompt=True)
+        for dialogue in inputs["dialogues"]
+    ]
     write_logits(model, inputs["rows"], logits)
-    started = time.perf_counter()
-    greedy = [_greedy(model, ids, inputs["max_new_tokens"]) for ids in inputs["prompts"]]
-    seconds = time.perf_counter() - started
+    clock = _Clock()
+    greedy = [_greedy(model, ids, inputs["max_new_tokens"], clock) for ids in inputs["prompts"]]
+    stops = model.generation_config.eos_token_id
     return {
         "token_ids": [_encode(tokenizer, text) for text in inputs["texts"]],
-        "opening": opening,
-        "opening_ids": _encode(tokenizer, opening) if opening else None,
+        "openings": openings,
+        "opening_ids": [_encode(tokenizer, opening) for opening in openings],
+        "eos": tokenizer.eos_token_id,
+        "stops": stops if isinstance(stops, list) else [stops] if stops is not None else [],
         "greedy": greedy,
-        "tokens_per_second": sum(map(len, greedy)) / seconds if greedy else 0.0,
+        "tokens_per_second": clock.tokens / clock.seconds if clock.tokens else 0.0,
     }
 
 
@@ -93,7 +93,24 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def _greedy(model: Any, ids: list[int], max_new_tokens: int) -> list[int]:
+class _Clock:
+    """A streamer of `generate`: counts and times each token after a text's first."""
+
+    def __init__(self) -> None:
+        self.tokens, self.seconds = 0, 0.0
+        self._received: list[float] = []  # when, of a text: the prompt, then token by token
+
+    def put(self, _: Any) -> None:
+        self._received.append(time.perf_counter())
+
+    def end(self) -> None:
+        _prompt, first, *others = self._received
+        self.tokens += len(others)
+        self.seconds += others[-1] - first if others else 0.0
+        self._received = []
+
+
+def _greedy(model: Any, ids: list[int], max_new_tokens: int, clock: _Clock) -> list[int]:
     import torch
 
     given = torch.tensor([ids], device=_input_device(model))
@@ -101,6 +118,7 @@ def _greedy(model: Any, ids: list[int], max_new_tokens: int) -> list[int]:
         generated = model.generate(
             input_ids=given, attention_mask=torch.ones_like(given), do_sample=False,
             temperature=None, top_p=None, top_k=None, max_new_tokens=max_new_tokens,
+            streamer=clock,
         )  # fmt: skip
     following: list[int] = generated[0, len(ids) :].tolist()
     return following

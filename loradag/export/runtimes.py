@@ -132,6 +132,7 @@ def _in_llamacpp(
     with Decoder(file, max(map(len, inputs.rows)), threads, adapter) as decoder:
         for at, ids in enumerate(inputs.rows):
             save_file({"logits": decoder.logits(ids)}, logits / f"{at}.safetensors")
+        eos, stops = decoder.eos, decoder.stops()
     ask = _serve(file, inputs, threads, adapter)
 
     def tokenize(text: str) -> list[int]:
@@ -145,18 +146,21 @@ def _in_llamacpp(
         )
         for ids in inputs.prompts
     ]  # fmt: skip
-    milliseconds = sum(answer["timings"]["predicted_ms"] for answer in answers)
-    opening = None
-    if inputs.dialogue:
-        opening = ask("/apply-template", messages=inputs.dialogue)["prompt"]
+    timings = [answer["timings"] for answer in answers]
+    # A text's first token comes of its prompt.
+    decoded = sum(timing["predicted_n"] - 1 for timing in timings)
+    milliseconds = sum(timing["predicted_ms"] for timing in timings)
+    openings = [ask("/apply-template", messages=each)["prompt"] for each in inputs.dialogues]
     return Measurement(
         runtime=_version("xllamacpp"),
         logits=logits,
         token_ids=[tokenize(text) for text in inputs.texts],
-        opening=opening,
-        opening_ids=tokenize(opening) if opening else None,
+        openings=openings,
+        opening_ids=[tokenize(opening) for opening in openings],
+        eos=eos,
+        stops=stops,
         greedy=[answer["tokens"] for answer in answers],
-        tokens_per_second=sum(len(answer["tokens"]) for answer in answers) / milliseconds * 1000,
+        tokens_per_second=decoded / milliseconds * 1000 if decoded else 0.0,
     )
 
 

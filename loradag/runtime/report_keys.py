@@ -245,6 +245,8 @@ class ExportedFormat(TypedDict):
     tokens: int  # of the rows that were compared
     texts: int  # whose token ids were compared
     token_ids_match: bool
+    # That the runtime gives the chat template by itself, so that dialogues are not as trained.
+    template_variables: NotRequired[list[str] | None]
     greedy_match: float
     tokens_per_second: float
     # False: the runtime does not round activations as the model that was trained did.

@@ -97,6 +97,31 @@ def doubled_bos(model: Path) -> None:
     edit(model / "tokenizer_config.json", lambda config: config.update(add_bos_token=True))
 
 
+def another_eos(model: Path) -> None:
+    edit(
+        model / "tokenizer_config.json",
+        lambda config: config.update(eos_token=config["bos_token"]),
+    )
+
+
+def swapped_query_rows(model: Path) -> None:
+    """The order of rotary halves that llama.cpp has, which its converter makes once more."""
+
+    def permute(weights: dict[str, Any]) -> None:
+        name = "model.layers.0.self_attn.q_proj.weight"
+        heads = weights[name].unflatten(0, (4, 2, -1))
+        weights[name] = heads.transpose(1, 2).flatten(0, 2)
+
+    edit_weights(model, permute)
+
+
+def answers_that_do_not_end(model: Path) -> None:
+    """Only a second question shows it."""
+    path = model / "chat_template.jinja"
+    ends = "{% if message['role'] != 'assistant' %}<|im_end|>{% endif %}"
+    path.write_text(path.read_text().replace("<|im_end|>", ends))
+
+
 BREAKAGES: dict[Breakage, str] = {
     wrong_rope_base: "mean KL",
     wrong_attention_scale: "mean KL",
@@ -106,6 +131,9 @@ BREAKAGES: dict[Breakage, str] = {
     another_tokenizers_merges: "has the ids",
     dropped_added_token: "has the ids",
     doubled_bos: "has the ids",
+    another_eos: "its EOS is",
+    swapped_query_rows: "mean KL",
+    answers_that_do_not_end: "chat template renders",
 }
 FORMATS = ["gguf_f16", "gguf_q8_0", "safetensors", "compressed_w8a8", "compressed_w4a16",
            "compressed_fp8"]  # fmt: skip
@@ -152,3 +180,17 @@ def test_each_breakage_is_caught(
     breakage(model)
     _, problems = verification.verify(name, write(model, name, tmp_path))
     assert any(BREAKAGES[breakage] in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize("name", ["safetensors", "compressed_w8a8"])
+def test_generation_that_does_not_end_is_caught(
+    verification: Verification, exportable: Paths, tmp_path: Path, name: str
+) -> None:
+    """These formats bring settings of generation, which name the EOS once more."""
+    model = tmp_path / "broken"
+    shutil.copytree(exportable.merged, model)
+    edit(model / "generation_config.json", lambda config: config.update(eos_token_id=7))
+    _, problems = verification.verify(name, write(model, name, tmp_path))
+    assert problems == [
+        "a generated text ends at [7], not at [2]. Fix eos_token_id in generation_config.json."
+    ]

@@ -17,7 +17,7 @@ def test_it_splits_as_llama_cpp_does(tmp_path: Path) -> None:
     blocks = read_blocks(0, Source("quotes", "quotes"))
     quotes = [row["quote"] for block in blocks for _, row in rows_of(block)][::400]
     texts = HARD + [quote for quote in quotes if quote]
-    inputs = Inputs(texts, None, [[28, 29]], [[28, 29]], max_new_tokens=1)
+    inputs = Inputs(texts, [], [[28, 29]], [[28, 29]], max_new_tokens=1)
     found = measure_in_llamacpp(file, inputs, tmp_path, threads=1)
     tokenizer = read_gguf_tokenizer(file)
     for text, ids in zip(texts, found.token_ids, strict=True):
