@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def write_card(
     Args:
         numbers: what the verification found, by the format's name, one or several.
         file: the first file that a runtime loads.
+        prompt: for the examples, without the BOS that runtimes add.
         quantization: what quantises an adapter's base, options of `BitsAndBytesConfig`.
     """
     from huggingface_hub import ModelCard, ModelCardData
@@ -65,29 +67,54 @@ def write_card(
     hub = base["source"] == "hub"
     front = ModelCardData(
         base_model=base["id"] if hub else None,
-        datasets=data.id if data.source == "hub" else None,
+        datasets=_hub_datasets(data) or None,
         library_name=LIBRARIES.get(kind),
         license=base["license"],
         pipeline_tag="text-generation",
         tags=["loradag", origin.method],
     )
     found = next(iter(numbers.values()))
+    variables = [f"`{name}`" for name in found.get("template_variables") or []]
     card = ModelCard.from_template(
         front,
         str(TEMPLATE),
         name=origin.name,
         base=base,
+        sources=_sources(data),
         data=data,
         method=_method(origin),
         activation_bits=origin.train.activation_bits if found["rounds_activations"] is False else 0,
         tokens=found["tokens"],
         numbers=numbers,
+        variables=" and ".join(variables),
         kind=kind,
         file=file,
         prompt=prompt,
+        # llama.cpp reads \n and \\ in an argument.
+        argument=shlex.quote(prompt.replace("\\", "\\\\").replace("\n", "\\n")),
         quantization=_arguments(quantization) if quantization and kind == "adapter" else None,
     )
     path.write_text(card.content.rstrip("\n") + "\n", encoding="utf-8")
+
+
+def _hub_datasets(data: Prepare) -> list[str]:
+    found = [data.id] if data.source == "hub" else [item.get("id") for item in data.mix or []]
+    return list(dict.fromkeys(id for id in found if id))
+
+
+def _sources(data: Prepare) -> str:
+    """What the rows are of. Paths stay on the machine that has them."""
+
+    def named(source: str | None, id: str | None, name: str | None = None) -> str:
+        return id or name or ("local rows" if source in (None, "file") else source)
+
+    if data.source != "mix":
+        return named(data.source, data.id)
+    return ", ".join(
+        f"{named(item.get('source'), item.get('id'), item.get('name'))} "
+        f"(weight {item.get('weight', 1):g})"
+        for item in data.mix
+    )
 
 
 def _arguments(quantization: dict[str, Any]) -> str:
@@ -103,13 +130,22 @@ def _arguments(quantization: dict[str, Any]) -> str:
 
 def _method(origin: Origin) -> str:
     adapter, train, quantize = origin.adapter, origin.train, origin.quantize
-    length = f"{train.max_steps} steps" if train.max_steps else f"{train.epochs:g} epochs"
+    rows = f"{train.batch_size * train.gradient_accumulation} rows"
+    if train.packing:
+        rows += f" packed to {train.packing_tokens} tokens"
+    length = (
+        f"{train.max_steps} steps of {rows}"
+        if train.max_steps
+        else f"{train.epochs:g} epochs in steps of {rows}"
+    )
     rate = (
-        f"{length} of {train.batch_size * train.gradient_accumulation} rows, learning rate "
+        f"{'at most ' if train.early_stopping.patience else ''}{length}, learning rate "
         f"{train.learning_rate:g} ({train.scheduler}), {train.optimizer}."
     )
+    if train.keep == "best":
+        rate += " Kept is the evaluated step with the lowest held-out loss."
     if train.method == "qat":
-        rate += f" Weights were rounded to {train.weight_bits} bits in training, as they are here."
+        rate += f" Weights were rounded to {train.weight_bits} bits in training."
     if adapter.variant == "none":
         return f"{train.method}, every weight trained: {rate}"
     base = "full precision" if quantize.scheme == "none" else quantize.scheme

@@ -16,6 +16,7 @@ from loradag.export.folders import base_quantization, write_adapter, write_safet
 from loradag.export.gguf_adapter import write_gguf_adapter
 from loradag.export.gguf_format import write_gguf
 from loradag.export.importance import Importance
+from loradag.export.measurement import without_added_bos
 from loradag.export.modelfile import write_modelfile
 from loradag.export.reference import COMPRESSED, GGUF, GGUF_ADAPTER
 from loradag.models.pinning import sha256
@@ -77,8 +78,8 @@ def describe(
     paths: Paths, folder: Path, export: Export, origin: Origin, numbers: dict[str, Any]
 ) -> None:
     """A model card in each format's folder."""
-    template = read_contract(paths.contract).template
-    prompt = render_prompt(template, "…", load_tokenizer(paths.merged))
+    template, tokenizer = read_contract(paths.contract).template, load_tokenizer(paths.merged)
+    prompt = without_added_bos(render_prompt(template, "…", tokenizer), tokenizer)
     for kind in listed(export.formats):
         files = sorted(file.name for file in (folder / kind).glob("*.gguf"))
         write_card(
