@@ -2,7 +2,7 @@
 #
 #     docker build -t loradag .                                          # with CUDA: PyPI's torch
 #     docker build -t loradag --build-arg TORCH_INDEX=URL .              # CPU: PyTorch's CPU index
-#     docker run --rm -v loradag:/loradag loradag dvc repro                 # add --gpus all
+#     docker run --rm -v loradag:/loradag loradag dvc repro              # add --gpus all
 #
 # The image has the code and the libraries; what runs make is in the volume /loradag, a copy of the
 # code on first use. Secrets come from the environment at run time (-e HF_TOKEN), never the image.

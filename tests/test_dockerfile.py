@@ -21,21 +21,24 @@ def instructions() -> list[tuple[str, str]]:
     return [(line.split(" ", 1)[0], line.split(" ", 1)[1]) for line in lines if line.strip()]
 
 
+def is_ignored(name: str) -> bool:
+    """Whether .dockerignore keeps the file out of every COPY."""
+    rules = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    return any(
+        fnmatch.fnmatch(name if rule == plain else Path(name).name, plain)
+        or name.startswith(f"{rule}/")
+        for rule in rules
+        for plain in [rule.removeprefix("**/")]
+    )
+
+
 def sources(pattern: str) -> list[Path]:
     """The tracked files that a COPY takes, without those of .dockerignore."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"],
         cwd=ROOT, check=True, capture_output=True, text=True,
     ).stdout.split("\n")  # fmt: skip
-    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
-    kept = [
-        name
-        for name in filter(None, listed)
-        if not any(
-            fnmatch.fnmatch(name, rule.removeprefix("**/")) or name.startswith(f"{rule}/")
-            for rule in ignored
-        )
-    ]
+    kept = [name for name in filter(None, listed) if not is_ignored(name)]
     return [
         Path(name) for name in kept if pattern == "." or name == pattern
         or name.startswith(f"{pattern}/")
@@ -59,6 +62,11 @@ def test_every_copied_file_exists_and_no_secret_is_set() -> None:
         if instruction in ("ENV", "ARG"):
             assert "TOKEN" not in arguments
     assert not any(path.parts[0] in (".git", "multirun") for path in sources("."))
+
+
+@pytest.mark.parametrize("name", [".env", "docs/.env", ".dvc/config.local", ".dvc/cache/files/x"])
+def test_what_may_hold_secrets_or_is_large_is_not_copied(name: str) -> None:
+    assert is_ignored(name)
 
 
 def test_the_image_has_the_python_that_the_project_requires() -> None:
