@@ -261,6 +261,7 @@ class ExportedFormat(TypedDict):
 class Pushed(TypedDict):
     repository: str
     commit: str  # of the upload
+    private: NotRequired[bool | None]  # the repository: one that existed keeps its visibility
 
 
 class ExportReport(StageReport):

@@ -26,20 +26,38 @@ def options(*overrides: str) -> Any:
 
 @pytest.fixture
 def hub(serve_hub: ServeHub) -> Hub:
-    """Call it with the status that a request whose path contains a word is answered with."""
+    """Call it with the status that a request whose path contains a word is answered with.
 
-    def start(status: int = 200, at: str = "") -> list[tuple[str, Any]]:
+    The repository has the files `there`.
+    """
+
+    def start(
+        status: int = 200, at: str = "", there: tuple[str, ...] = (), private: bool = True
+    ) -> list[tuple[str, Any]]:
         requests: list[tuple[str, Any]] = []
 
         class Answer(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                assert self.path == "/api/models/someone/tuned"
+                assert self.headers["Authorization"] == f"Bearer {HUB_TOKEN}"
+                files = [{"rfilename": name} for name in there]
+                found = {"id": "someone/tuned", "private": private, "siblings": files}
+                self._send(status if status == 401 else 200, found)
+
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"])).decode()
                 assert self.headers["Authorization"] == f"Bearer {HUB_TOKEN}"
                 content = [json.loads(line) for line in body.splitlines()]
                 requests.append((self.path, content))
                 failed = status != 200 and at in self.path
-                self.send_response(status if failed else 200)
-                answer = json.dumps({} if failed else self._answer(content)).encode()
+                self._send(
+                    status if failed else 200,
+                    {"error": "no space is left"} if failed else self._answer(content),
+                )
+
+            def _send(self, status: int, content: Any) -> None:
+                self.send_response(status)
+                answer = json.dumps(content).encode()
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
                 self.wfile.write(answer)
@@ -64,7 +82,7 @@ def test_the_export_is_uploaded_to_a_private_repository(
 ) -> None:
     requests = hub()
     report = run_stages(exportable, options(f"export.formats={formats}"), "export")["export"]
-    assert report["pushed"] == {"repository": "someone/tuned", "commit": COMMIT}
+    assert report["pushed"] == {"repository": "someone/tuned", "commit": COMMIT, "private": True}
     assert HUB_TOKEN not in json.dumps(report)
 
     created = next(body[0] for path, body in requests if path == "/api/repos/create")
@@ -87,11 +105,24 @@ def test_the_export_is_uploaded_to_a_private_repository(
     assert uploaded == expected | {"README.md": card}
 
 
+def test_an_earlier_checkpoint_is_replaced_and_nothing_else(exportable: Paths, hub: Hub) -> None:
+    """A model.safetensors that stayed would be loaded instead of the shards."""
+    earlier = ("model.safetensors", "older-q8_0.gguf", "README.md", "safetensors/config.json")
+    requests = hub(there=earlier, private=False)
+    config = options("export.formats=safetensors", "export.max_shard_size=200KB")
+    report = run_stages(exportable, config, "export")["export"]
+    assert report["pushed"]["private"] is False
+    (committed,) = [body for path, body in requests if "/commit/" in path]
+    deleted = [line["value"]["path"] for line in committed if line["key"] == "deletedFile"]
+    assert deleted == ["model.safetensors"]
+
+
 @pytest.mark.parametrize(
     ("status", "at", "message"),
     [
         (401, "create", "HF_TOKEN is not accepted"),
         (403, "commit", "may not write there.*hf upload someone/tuned"),
+        (413, "commit", "the hub answered 413 no space is left.*The export is complete in"),
         (500, "commit", "the hub answered 500.*The export is complete in"),
     ],
 )
