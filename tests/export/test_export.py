@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -201,3 +202,19 @@ def test_a_model_that_memory_has_no_room_for_is_verified_layer_by_layer(
     formats = run_stages(exportable, config, "export")["export"]["formats"]
     assert set(formats) == {"gguf_f16", "gguf_q8_0", "safetensors", "compressed_w8a8"}
     assert placement.is_offloaded(load_model(exportable.merged, torch.float32))
+
+
+def test_the_same_inputs_elsewhere_make_the_same_files(exportable: Paths, tmp_path: Path) -> None:
+    config = smoke_config(
+        "quantize=none", "export.type=[f16,q4_0,q4_k_m]", "export.max_new_tokens=2",
+        "export.formats=[gguf,safetensors,compressed,adapter,gguf_adapter]",
+    )  # fmt: skip
+    elsewhere = Paths(tmp_path / "another-7B-v2")
+    shutil.copytree(exportable.root, elsewhere.root)
+    reports = [run_stages(paths, config, "export")["export"] for paths in (exportable, elsewhere)]
+    assert reports[0]["files"] == reports[1]["files"]
+    for file in elsewhere.export.rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            assert str(elsewhere.root).encode() not in content, file
+            assert time.strftime("%Y-%m-%d").encode() not in content, file
