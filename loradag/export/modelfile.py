@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,19 @@ class Turns:
 
     def go(self) -> str:
         cases = " else ".join(
-            f'if eq .Role "{role}" }}}}{before}{CONTENT}{after}{{{{'
+            f'if eq .Role "{role}" }}}}{_go_text(before)}{CONTENT}{_go_text(after)}{{{{'
             for role, (before, after) in self.around.items()
         )
-        default = self.default and (
-            f'{{{{ if ne (index .Messages 0).Role "system" }}}}{self.default}{{{{ end }}}}'
-        )
-        return f"{default}{{{{ range .Messages }}}}{{{{ {cases} end }}}}{{{{ end }}}}{self.opening}"
+        absent = '{{ if ne (index .Messages 0).Role "system" }}'
+        default = self.default and f"{absent}{_go_text(self.default)}{{{{ end }}}}"
+        turns = f"{{{{ range .Messages }}}}{{{{ {cases} end }}}}{{{{ end }}}}"
+        return default + turns + _go_text(self.opening)
+
+
+def _go_text(text: str) -> str:
+    """`text` in a Go template in a Modelfile, where braces open actions and quotes end the text."""
+    escaped = re.sub(r"\{+", lambda braces: f'{{{{ "{braces[0]}" }}}}', text)
+    return escaped.replace('"""', '{{ "\\"\\"\\"" }}')
 
 
 def write_modelfile(path: Path, files: list[str], tokenizer: Any, contract: Contract) -> None:
@@ -52,7 +59,8 @@ def write_modelfile(path: Path, files: list[str], tokenizer: Any, contract: Cont
     lines = [f"FROM ./{files[0]}", *(f"# FROM ./{other}" for other in files[1:])]
     stops = [tokenizer.eos_token]
     if contract.template.kind == "plain" or tokenizer.chat_template is None:
-        lines.append(f'TEMPLATE """{render_prompt(contract.template, PROMPT, tokenizer)}"""')
+        parts = render_prompt(contract.template, PROMPT, tokenizer).split(PROMPT)
+        lines.append(f'TEMPLATE """{PROMPT.join(map(_go_text, parts))}"""')
     elif turns := read_turns(tokenizer):
         lines.append(f'TEMPLATE """{turns.go()}"""')
         end = turns.around["assistant"][1].strip()

@@ -1,13 +1,18 @@
 """The Modelfile's template against what the tokenizer itself renders."""
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trl
 
-from loradag.export.modelfile import read_turns
+from loradag.data.templates import Template
+from loradag.data.token_contract import Contract
+from loradag.export.modelfile import read_turns, write_modelfile
 from loradag.models.tokenizer import load_tokenizer
 
 CHATML = (
@@ -153,14 +158,88 @@ def test_ollama_renders_what_the_chat_template_renders(tokenizer: Any, family: s
     tokenizer.chat_template = template
     turns = read_turns(tokenizer)
     assert (turns is not None) == is_sequence
+    for roles in dialogues(turns):
+        assert turns
+        assert render_go(turns.go(), roles) == expected(tokenizer, roles)
+
+
+def dialogues(turns: Any) -> list[list[str]]:
+    """Roles of each turn."""
     if turns is None:
-        return
-    dialogues = [["user"], ["user", "assistant", "user"], ["user", "assistant"] * 2 + ["user"]]
-    if "system" in turns.around:
-        dialogues += [["system", "user"], ["system", "user", "assistant", "user"]]
-    for roles in dialogues:
-        messages = [{"role": one, "content": f"{one}-{at}"} for at, one in enumerate(roles)]
-        expected = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-        assert render_go(turns.go(), roles) == expected
+        return []
+    without = [["user"], ["user", "assistant", "user"], ["user", "assistant"] * 2 + ["user"]]
+    with_system = [["system", "user"], ["system", "user", "assistant", "user"]]
+    return without + (with_system if "system" in turns.around else [])
+
+
+def expected(tokenizer: Any, roles: list[str]) -> str:
+    messages = [{"role": one, "content": f"{one}-{at}"} for at, one in enumerate(roles)]
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return text
+
+
+@pytest.fixture(scope="session")
+def go(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the package go_template is, whose library has Go's own text/template."""
+    folder = tmp_path_factory.mktemp("go")
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(folder)]
+    installed = subprocess.run([*pip, "go_template==0.0.3"], capture_output=True, text=True)
+    if installed.returncode:
+        pytest.skip(f"go_template cannot be installed: {installed.stderr}")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [family for family, (_, is_one) in TEMPLATES.items() if is_one])
+def test_go_renders_what_the_chat_template_renders(
+    tokenizer: Any, go: Path, tmp_path: Path, family: str
+) -> None:
+    """Through Go's text/template, which is what Ollama renders with."""
+    template, _ = TEMPLATES[family]
+    if template.endswith(".jinja"):
+        template = (Path(trl.__file__).parent / "chat_templates" / template).read_text()
+    tokenizer.chat_template = template
+    turns = read_turns(tokenizer)
+    assert turns
+    for roles in dialogues(turns):
+        values = [{"Role": one, "Content": f"{one}-{at}"} for at, one in enumerate(roles)]
+        rendered = render_in_go(go, tmp_path, turns.go(), {"Messages": values})
+        assert rendered == expected(tokenizer, roles)
+
+
+def render_in_go(go: Path, folder: Path, template: str, values: dict[str, Any]) -> str:
+    (folder / "template").write_text(template)
+    (folder / "values").write_text(json.dumps(values))
+    code = "from go_template import render_template as r; r('template', 'values', 'rendered')"
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env={"PYTHONPATH": str(go)}, check=True
+    )
+    return (folder / "rendered").read_text()
+
+
+def test_quotes_of_a_prompt_do_not_end_the_template(tokenizer: Any, tmp_path: Path) -> None:
+    contract = Contract(None, 2, 0, Template("plain", '"""{code}""" {{', ""), [], [])
+    write_modelfile(tmp_path / "Modelfile", ["m.gguf"], tokenizer, contract)
+    quotes = r'{{ "\"\"\"" }}'
+    template = f'{quotes}{{{{ .Prompt }}}}{quotes} {{{{ "{{" }}}}'
+    assert f'TEMPLATE """{template}"""\n' in (tmp_path / "Modelfile").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("Quote: ", "Quote: Hi"),
+        ('Explain:\n"""{code}"""\n', 'Explain:\n"""Hi"""\n'),
+        ('{{{{"a": {{{x}}}, "b": {{}}}}}}', '{{"a": {Hi}, "b": {}}}'),
+    ],
+)
+def test_braces_and_quotes_of_a_prompt_are_text(
+    tokenizer: Any, go: Path, tmp_path: Path, prompt: str, text: str
+) -> None:
+    contract = Contract(None, 2, 0, Template("plain", prompt, ""), [], [])
+    write_modelfile(tmp_path / "Modelfile", ["m.gguf"], tokenizer, contract)
+    # Ollama ends the text at the first three quotes before white space.
+    found = re.search(r'^TEMPLATE """(.*?)"""\s', (tmp_path / "Modelfile").read_text(), re.S | re.M)
+    assert found
+    assert render_in_go(go, tmp_path, found[1], {"Prompt": "Hi"}) == text
