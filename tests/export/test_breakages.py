@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -194,3 +195,41 @@ def test_generation_that_does_not_end_is_caught(
     assert problems == [
         "a generated text ends at [7], not at [2]. Fix eos_token_id in generation_config.json."
     ]
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "caught"),
+    [
+        ("add_add_bos_token", lambda adds: not adds, "has the ids"),
+        ("add_eos_token_id", lambda id: id + 1, "its EOS is"),
+        ("add_rope_freq_base", lambda base: 1.1 * base, "mean KL"),
+    ],
+    ids=["BOS flag", "EOS", "rope base"],
+)
+def test_wrong_metadata_of_a_gguf_is_caught(
+    verification: Verification,
+    exportable: Paths,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    change: Callable[[Any], Any],
+    caught: str,
+) -> None:
+    """The model folder is sound; the converter writes another value."""
+    sound = getattr(gguf.GGUFWriter, method)
+    monkeypatch.setattr(gguf.GGUFWriter, method, lambda self, value: sound(self, change(value)))
+    _, problems = verification.verify("gguf_f16", write(exportable.merged, "gguf_f16", tmp_path))
+    assert any(caught in problem for problem in problems), problems
+
+
+def test_rows_that_the_converter_does_not_reorder_are_caught(
+    verification: Verification,
+    exportable: Paths,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from conversion.llama import LlamaModel
+
+    monkeypatch.setattr(LlamaModel, "permute", staticmethod(lambda rows, *heads: rows))
+    _, problems = verification.verify("gguf_f16", write(exportable.merged, "gguf_f16", tmp_path))
+    assert any("mean KL" in problem for problem in problems), problems

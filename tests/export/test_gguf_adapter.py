@@ -91,8 +91,9 @@ def test_the_stage_verifies_and_describes_it(exportable: Paths) -> None:
 def test_another_scale_is_caught(exportable: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     from loradag.merging import low_rank
 
-    monkeypatch.setattr(low_rank, "_scale", lambda config, module: 100.0)
-    with pytest.raises(LoradagError, match="gguf_adapter: perplexity is"):
+    sound = low_rank._scale
+    monkeypatch.setattr(low_rank, "_scale", lambda *given: 1.1 * sound(*given))
+    with pytest.raises(LoradagError, match="gguf_adapter: mean KL"):
         run_stages(
             exportable, smoke_config("quantize=none", "export.formats=gguf_adapter"), "export"
         )
