@@ -88,8 +88,8 @@ class AppendingWriter:
 class ShardWriter:
     """Writes the tensors of `layout`, in any order, to the files which it names.
 
-    As a context it checks at its end that every tensor was written, and adds the index where there
-    are several files.
+    As a context it checks at its end that every tensor was written, and adds the index that finds
+    the files.
     """
 
     def __init__(self, folder: Path, layout: dict[str, Entry]) -> None:
@@ -167,9 +167,9 @@ def _header(
 
 
 def _write_index(folder: Path, layout: Mapping[str, Entry]) -> None:
-    """The index of a checkpoint in several files; none where one file has all."""
+    """The index of a checkpoint; none where it is the one file that is found without."""
     files = {name: entry.file for name, entry in sorted(layout.items())}
-    if len(set(files.values())) > 1:
+    if set(files.values()) != {SINGLE}:
         size = sum(entry.bytes for entry in layout.values())
         index = {"metadata": {"total_size": size}, "weight_map": files}
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"

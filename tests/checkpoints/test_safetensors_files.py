@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from loradag.checkpoints.model_files import copy_all_but_weights
 from loradag.checkpoints.safetensors_reader import (
+    Entry,
     count_parameters,
     read_entries,
     read_metadata,
@@ -130,3 +131,12 @@ def test_the_copy_leaves_out_weights_index_and_pin(sharded, tmp_path):
         "config.json",
         "generation_config.json",
     }
+
+
+def test_a_single_file_of_another_name_is_found(tmp_path):
+    """Some models have one file, named as the first of several, and an index."""
+    name = "model-00001-of-00001.safetensors"
+    layout = {"a.wide": Entry(name, "F32", (3, 5))}
+    with ShardWriter(tmp_path, layout) as writer:
+        writer.write("a.wide", STATE["a.wide"])
+    assert read_entries(tmp_path) == layout
