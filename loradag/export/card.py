@@ -80,6 +80,7 @@ def write_card(
         str(TEMPLATE),
         name=origin.name,
         base=base,
+        hub=hub,
         sources=_sources(data),
         data=data,
         method=_method(origin),

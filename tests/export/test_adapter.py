@@ -27,7 +27,7 @@ def trained_project(root: Path, *overrides: str) -> tuple[Paths, Config]:
     [
         ("nf4", "loftq", "bnb_4bit_quant_type='nf4'"),
         ("int8", "lora", "load_in_8bit=True"),
-        ("none", "dora", 'AutoPeftModelForCausalLM.from_pretrained(".")'),
+        ("none", "dora", 'PeftModel.from_pretrained(model, ".")'),
     ],
 )
 def test_it_computes_what_was_trained(

@@ -22,13 +22,21 @@ LOCAL = {"id": None, "source": "local", "path": "/home/me/model", "revision": "a
 
 
 def card(
-    path: Path, *overrides: str, prompt: str = "Quote: ", base: Any = LOCAL, **found: Any
+    path: Path,
+    *overrides: str,
+    kind: str = "gguf",
+    prompt: str = "Quote: ",
+    base: Any = LOCAL,
+    **found: Any,
 ) -> tuple[dict[str, Any], str]:
-    """Front matter and text of a GGUF's card."""
+    """Front matter and text of a card."""
     config = smoke_config("quantize=none", *overrides)
     origin = Origin(base, config.prepare, config.quantize, config.adapter, config.train)
     numbers = {"gguf_f16": FOUND | found}
-    write_card(path, "gguf", origin, numbers, file="m.gguf", prompt=prompt, quantization=None)
+    write_card(
+        path, kind, origin, numbers, file="m.gguf", prompt=prompt,
+        quantization={"load_in_8bit": True},
+    )  # fmt: skip
     _, front, text = path.read_text().split("---\n", 2)
     return yaml.safe_load(front), text
 
@@ -51,12 +59,22 @@ def test_the_base_and_the_data_of_a_hub_are_linked_with_their_licences(tmp_path:
     base = {"id": "org/base", "source": "hub", "revision": "12", "license": "apache-2.0"}
     front, text = card(
         tmp_path / "README.md", "prepare=hub", "prepare.id=org/rows", "prepare.license=cc-by-4.0",
-        base=base,
+        base=base, kind="adapter",
     )  # fmt: skip
     assert (front["base_model"], front["license"]) == ("org/base", "apache-2.0")
     assert front["datasets"] == ["org/rows"]
     assert "org/base, revision 12. Licence: apache-2.0." in text
     assert "Licence: cc-by-4.0." in text
+    load = 'AutoPeftModelForCausalLM.from_pretrained(".", quantization_config=quantization)'
+    assert f"quantization = BitsAndBytesConfig(load_in_8bit=True)\nmodel = {load}\n" in text
+
+
+def test_an_adapters_base_that_is_on_no_hub_is_named_by_the_reader(tmp_path: Path) -> None:
+    _, text = card(tmp_path / "README.md", kind="adapter")
+    code = text.partition("```python\n")[2].partition("```")[0]
+    compile(code, "card", "exec")
+    assert 'from_pretrained("BASE", quantization_config=quantization)\nmodel = Peft' in code
+    assert "AutoPeft" not in code
 
 
 @pytest.mark.parametrize(
