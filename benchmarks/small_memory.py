@@ -4,9 +4,10 @@
 
 Builds a random Llama of 1.03 billion parameters in shards of 0.5 GB (2.07 GB in bfloat16, 4.14 GB
 in float32, as merge and export compare it), then runs every stage in a control group whose memory
-is limited to so many GB, and `train` in one without limit. Prints of each stage the seconds, and
-the peak of memory that is not a page of a file. Needs 20 GB of disk, and the right to make a
-control group (root, cgroup version 1 or 2).
+is limited to so many GB, and `train` in one without limit. `export` writes safetensors and GGUF in
+f16 and q8_0, and verifies each in its runtime. Prints of each stage the seconds, and the peak of
+memory that is not a page of a file. Needs 25 GB of disk, and the right to make a control group
+(root, cgroup version 1 or 2).
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ OVERRIDES = (
     "model=local", "model.context=256", "prepare.max_rows=200",
     "train.max_steps=2", "train.eval_steps=2", "train.checkpoint_steps=2", "train.eval_rows=4",
     "evaluate.samples=1", "evaluate.max_new_tokens=2", "evaluate.general.source=none",
-    "merge.rows=2", "merge.max_new_tokens=2", "export=safetensors", "export.max_new_tokens=2",
+    "merge.rows=2", "merge.max_new_tokens=2", "export.formats=[safetensors,gguf]",
+    "export.type=[f16,q8_0]", "export.rows=2", "export.max_new_tokens=2",
 )  # fmt: skip
 UNLIMITED = ("train",)
 
