@@ -7,6 +7,7 @@ those rows.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import tempfile
@@ -102,6 +103,7 @@ class Verification:
         self.reference = compute_reference(
             paths, formats, self.inputs, scratch, export.tolerance, importance
         )
+        gc.collect()  # hooks of accelerate keep a placed model, while a runtime loads its own
 
     def verify(self, name: str, path: Path) -> tuple[ExportedFormat, list[str]]:
         """The report's numbers of the format `name`, and how it differs from what it should be."""
