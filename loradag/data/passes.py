@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ TASK_ROWS = 1024  # that are in memory as Python objects; a task has one partiti
 BLOCK_TYPES = {
     "id": "uint64",
     "position": "uint64",
+    "content": "uint64",
     "opening": "uint64",
     "place": "string",
     "example": "large_string",
@@ -83,7 +84,7 @@ class Passes:
         import pyarrow as pa
 
         dropped, seen, rows_in = Dropped(), set[str](), 0
-        found: list[tuple[int, int, int, str, str, bytes]] = []
+        found: list[tuple[int, int, int, int, str, str, bytes]] = []
         for at, (line, row) in enumerate(rows_of(block)):
             rows_in += 1
             position, place = (number << 32) + at, f"{block.label}:{line}"
@@ -94,14 +95,13 @@ class Passes:
                 seen |= row.keys()
                 example = shape.convert(row)
                 check_length(example, self.prepare)
-                id, opening = identify(row, example, self.prepare)
+                identity = identify(row, example, self.prepare)
             except DroppedError as problem:
                 self._drop(problem, dropped, position, place)
             else:
-                given = {f.name: getattr(example, f.name) for f in fields(example)}
-                payload = json.dumps(given, ensure_ascii=False)
+                id, content, opening = (int(text, 16) for text in vars(identity).values())
                 similar = signature(example.texts) if self.prepare.near_duplicates else b""
-                found.append((int(id, 16), position, int(opening, 16), place, payload, similar))
+                found.append((id, position, content, opening, place, example.serialized, similar))
         found.sort()
         columns = zip(*found, strict=True) if found else [[]] * len(BLOCK_TYPES)
         types = [getattr(pa, name)() for name in BLOCK_TYPES.values()]
@@ -130,20 +130,22 @@ class Passes:
         number: int,
         files: list[Path],
         partitions: range,
-        left_out: set[int],
+        leaked: set[int],
         near: set[int],
+        left_out: set[int],
     ) -> Made:
-        """The rows of some partitions, encoded."""
+        """The rows of some partitions, encoded, without those of the three sets of ids."""
         made, last = Made(), None
         with ExitStack() as stack:
             writers: dict[str, Any] = {}
             for rows in _sorted_rows(files, partitions, self.most_rows):
                 kept, rendered = [], []
                 for row in rows:
+                    if row["id"] in leaked and not row["held_out"]:
+                        made.dropped.add("in_held_out", row["position"], row["place"])
+                        continue
                     if last is not None and row["id"] == last["id"]:
-                        leaked = last["held_out"] and not row["held_out"]
-                        reason = "in_held_out" if leaked else "duplicate"
-                        made.dropped.add(reason, row["position"], row["place"])
+                        made.dropped.add("duplicate", row["position"], row["place"])
                         continue
                     last = row
                     if row["id"] in near:

@@ -174,7 +174,7 @@ def _tasks(parsed: list[Parsed], sources: list[Source], prepare: Prepare) -> lis
     import numpy as np
 
     files = [one.file for one in parsed]
-    near, left_out = _left_out(files, sources, prepare)
+    excluded = _excluded(files, sources, prepare)
     rows = np.sum([one.rows for one in parsed], axis=0) if parsed else np.zeros(PARTITIONS)
     tasks: list[tuple[Any, ...]] = []
     begin, lowest = 0, lowest_ids()
@@ -182,7 +182,7 @@ def _tasks(parsed: list[Parsed], sources: list[Source], prepare: Prepare) -> lis
         count = rows[begin:end].sum()
         if count >= TASK_ROWS or (end == PARTITIONS and count):
             chosen = []
-            for ids in (left_out, near):
+            for ids in excluded:
                 at = [*np.searchsorted(ids, lowest).tolist(), len(ids)]
                 chosen.append(set(ids[at[begin] : at[end]].tolist()))
             tasks.append((len(tasks), files, range(begin, end), *chosen))
@@ -190,24 +190,27 @@ def _tasks(parsed: list[Parsed], sources: list[Source], prepare: Prepare) -> lis
     return tasks
 
 
-def _left_out(
+def _excluded(
     files: list[Path], sources: list[Source], prepare: Prepare
-) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]":
-    """The ids, sorted, that are near duplicates, and those that a sample or mix leaves out."""
+) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]":
+    """The sorted ids of rows that are also held out, near duplicates, and outside of a sample."""
     import numpy as np
 
     none = np.zeros(0, np.uint64)
     weights = [source.weight for source in sources]
     is_sampled = prepare.max_rows is not None or any(weights)
-    if not files or not (is_sampled or prepare.near_duplicates):
-        return none, none
-    names = ["id", "held_out", "position", "source"]
-    names += ["signature"] if prepare.near_duplicates else []
-    table = _read_columns(files, names)
-    ids, held_out, positions, origins = (column(table, name) for name in names[:4])
+    has_held_out = any(source.is_held_out for source in sources)
+    if not files or not (has_held_out or is_sampled or prepare.near_duplicates):
+        return none, none, none
+    names = ["id", "held_out", "position", "source", "content"]
+    table = _read_columns(files, names + ["signature"] * bool(prepare.near_duplicates))
+    ids, held_out, positions, origins, contents = (column(table, name) for name in names)
+    is_leaked = ~held_out & np.isin(contents, contents[held_out])
+    leaked = np.unique(ids[is_leaked])
     order = np.lexsort((positions, ~held_out, ids))
     _, firsts = np.unique(ids[order], return_index=True)
     kept = order[firsts]
+    kept = kept[~is_leaked[kept]]
     near = none
     if prepare.near_duplicates:
         preferred = kept[np.argsort(~held_out[kept], kind="stable")]  # held-out rows first
@@ -216,7 +219,7 @@ def _left_out(
         kept = kept[~np.isin(ids[kept], near)]
     kept = kept[~held_out[kept]]
     sampled = sample(ids[kept], origins[kept], weights, prepare.max_rows)
-    return near, ids[kept][~sampled]
+    return leaked, near, ids[kept][~sampled]
 
 
 def _make(

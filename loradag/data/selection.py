@@ -1,9 +1,10 @@
 """Which rows are kept: by content, whatever the order of the source and its other rows."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loradag.config.prepare import Prepare
-from loradag.data.content import content_id
+from loradag.data.content import content_id, hash_of
 from loradag.data.shapes import DroppedError, Example
 from loradag.data.sources import Fields
 
@@ -26,20 +27,37 @@ def split_of(id: str, prepare: Prepare) -> str:
     return "eval" if place < prepare.calibration_fraction + eval_fraction else "train"
 
 
-def identify(row: Fields, example: Example, prepare: Prepare) -> tuple[str, str]:
-    """The id of a row, by which it is deduplicated, and the id that decides on its split.
+@dataclass(frozen=True)
+class Identity:
+    """Three hashes of a row.
 
-    With `prepare.unique`, both are the hash of those fields. Otherwise the split goes by what the
-    row answers, so that two answers to one question are never on two sides.
+    Attributes:
+        id: of all of it, or of the fields `prepare.unique`: equal ids are kept once.
+        content: of its texts up to case, punctuation, spacing and Unicode form, or of the fields
+            `prepare.unique`: a row that has it in common with a held-out row is not trained on.
+        opening: of what it answers, up to the same: it decides on the split, so that two answers
+            to one question are never on two sides.
     """
-    if prepare.unique:
-        for name in prepare.unique:
-            if row.get(name) in (None, ""):
-                raise DroppedError(f"no_{name}", f"nothing in the field {name!r}")
-        id = content_id(str(row[name]) for name in prepare.unique)
-        return id, id
-    texts = example.texts
-    return content_id(texts), content_id(example.opening or texts)
+
+    id: str
+    content: str
+    opening: str
+
+
+def identify(row: Fields, example: Example, prepare: Prepare) -> Identity:
+    """The hashes of a row.
+
+    Raises:
+        DroppedError: a field of `prepare.unique` is empty.
+    """
+    opening = content_id(example.opening or example.texts)
+    if not prepare.unique:
+        return Identity(hash_of(example.serialized), content_id(example.texts), opening)
+    for name in prepare.unique:
+        if row.get(name) in (None, ""):
+            raise DroppedError(f"no_{name}", f"nothing in the field {name!r}")
+    id = content_id(str(row[name]) for name in prepare.unique)
+    return Identity(id, id, opening)
 
 
 def check_length(example: Example, prepare: Prepare) -> None:

@@ -62,6 +62,12 @@ class Example:
     completion: str = ""
 
     @cached_property
+    def serialized(self) -> str:
+        """All of it as JSON."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return json.dumps(values, ensure_ascii=False)
+
+    @cached_property
     def texts(self) -> list[str]:
         """All texts of the row, in order."""
         if self.messages is None:

@@ -57,7 +57,7 @@ def test_every_row_is_kept_or_counted(letters, tmp_path) -> None:
     file = write(
         tmp_path / "rows.jsonl",
         [
-            *(pair(n) for n in range(100)), {"prompt": "WHAT is 7?", "completion": "the number 7"},
+            *(pair(n) for n in range(100)), {**pair(7), "more": "is no part of the example"},
             {"prompt": "no answer"}, *bad, {"prompt": "p", "completion": "x" * 300},
             {"prompt": 0, "completion": 0},
         ],
@@ -140,6 +140,18 @@ def test_rows_are_split_by_content(letters, tmp_path, rows) -> None:
         assert texts(part, name) <= texts(splits, name)
 
 
+def test_the_split_goes_by_the_prompt_whatever_is_unique(letters, tmp_path) -> None:
+    rows = [{"id": f"r{n}", "prompt": f"Q {n % 40}?", "completion": f"A {n}"} for n in range(200)]
+    file = write(tmp_path / "rows.jsonl", rows)
+    prepare = replace(PREPARE, path=str(file), unique=["id"])
+    splits, report = run(letters(), tmp_path / "out", prepare)
+    assert report["rows_kept"] == 200
+    assert report["leaked_prompts"] == 0
+    prompts = {name: {row.prompt for row in splits[name]} for name in SPLITS}
+    assert prompts["eval"]
+    assert not prompts["train"] & prompts["eval"]
+
+
 def test_max_rows_is_a_sample_by_content(letters, tmp_path, rows) -> None:
     prepare = replace(PREPARE, path=str(rows), max_rows=100)
     splits, report = run(letters(), tmp_path / "out", prepare)
@@ -150,7 +162,8 @@ def test_max_rows_is_a_sample_by_content(letters, tmp_path, rows) -> None:
 
 
 def test_own_held_out_rows_and_what_of_them_is_trained_on(letters, tmp_path, rows) -> None:
-    own = [pair(1000), pair(5), {"prompt": "What is 6?", "completion": "Another answer."}]
+    own = [pair(1000), pair(5), {"prompt": "What is 6?", "completion": "Another answer."},
+           {"prompt": "WHAT is 7?", "completion": "the number 7"}]  # fmt: skip
     held_out = write(tmp_path / "held_out.jsonl", own)
     prepare = replace(PREPARE, path=str(rows), eval_path=str(held_out), calibration_fraction=0.0)
     sources = [
@@ -158,13 +171,13 @@ def test_own_held_out_rows_and_what_of_them_is_trained_on(letters, tmp_path, row
         Source("held out", "file", paths=(str(held_out),), is_held_out=True),
     ]
     splits, report = run(letters(), tmp_path / "out", prepare, *sources)
-    assert report["eval_rows"] == 3
-    assert report["train_rows"] == 299
-    assert report["dropped"] == {"in_held_out": 1}  # the very row, which is then not trained on
+    assert report["eval_rows"] == 4
+    assert report["train_rows"] == 298
+    assert report["dropped"] == {"in_held_out": 2}  # the same, up to case and punctuation
     assert report["leaked_prompts"] == 1  # its prompt with another answer
     assert not texts(splits, "train") & texts(splits, "eval")
     assert report["sources"]["held out"] == {
-        "format": "prompt_completion", "rows_in": 3, "rows_kept": 3,
+        "format": "prompt_completion", "rows_in": 4, "rows_kept": 4,
     }  # fmt: skip
 
 

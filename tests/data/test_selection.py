@@ -19,6 +19,8 @@ def test_ids_are_of_the_content_up_to_case_punctuation_and_spacing() -> None:
     assert content_id(["Ünder  score"]) == content_id([" ünder, SCORE! "])
     assert content_id(["ﬁ"]) == content_id(["fi"])
     assert content_id(["a", "b"]) != content_id(["ab", ""])
+    assert content_id(["की"]) != content_id(["का"])  # vowel signs are no punctuation
+    assert content_id(["❤\ufe0f you"]) == content_id(["❤ you"])
 
 
 def test_a_row_keeps_its_split_whatever_other_rows_there_are() -> None:
@@ -36,12 +38,27 @@ def test_a_row_keeps_its_split_whatever_other_rows_there_are() -> None:
 
 def test_two_answers_to_a_question_are_two_rows_on_one_side() -> None:
     other = replace(PAIR, fields={"a": "Who?", "b": "You."})
-    (id, side), (other_id, other_side) = (identify({}, e, PREPARE) for e in (PAIR, other))
-    assert id != other_id
-    assert side == other_side
+    first, second = (identify({}, example, PREPARE) for example in (PAIR, other))
+    assert first.id != second.id
+    assert first.opening == second.opening
     by_question = replace(PREPARE, unique=["a"])
     rows = {"a": "Who?", "b": "Me."}, {"a": "who", "b": "You."}
     assert identify(rows[0], PAIR, by_question) == identify(rows[1], other, by_question)
+
+
+@pytest.mark.parametrize(
+    "answers", [("C", "C++", "C#"), ("-1", "1"), ("की", "का"), ("👍", "👎"), ("a\n b", "a\nb")]
+)
+def test_texts_that_differ_in_their_signs_are_different_rows(answers: tuple[str, ...]) -> None:
+    examples = (replace(PAIR, fields={"a": "Who?", "b": answer}) for answer in answers)
+    assert len({identify({}, example, PREPARE).id for example in examples}) == len(answers)
+
+
+def test_dialogues_that_differ_in_their_tools_are_different_rows() -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    found = [identify({}, Example(turns, tools), PREPARE) for tools in (None, [{"name": "add"}])]
+    assert found[0].id != found[1].id
+    assert found[0].content == found[1].content
 
 
 def test_lengths_are_of_the_texts_alone() -> None:
