@@ -82,6 +82,7 @@ def test_an_edited_model_is_fetched_again(repository) -> None:
         (["rows/*.jsonl"], "rows"),
         (["rows/2024/a.jsonl", "rows/2025/*/b.csv"], "rows"),
         (["/data/a.jsonl", "/data/b.jsonl"], "/data"),
+        (["a.jsonl", f"{Path.cwd()}/rows/b.jsonl"], str(Path.cwd())),
     ],
 )
 def test_several_files_are_one_dep(paths: list[str], common: str) -> None:

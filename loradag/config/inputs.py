@@ -101,6 +101,8 @@ def common_path(paths: Iterable[str]) -> str:
     Relative paths stay relative, so that the same project in another folder has the same deps.
     """
     fixed = [_without_wildcards(os.path.expanduser(path)) for path in paths]
+    if len({os.path.isabs(path) for path in fixed}) > 1:
+        fixed = [os.path.abspath(path) for path in fixed]
     return Path(fixed[0] if len(fixed) == 1 else os.path.commonpath(fixed)).as_posix()
 
 

@@ -1,6 +1,7 @@
 """Files of rows: jsonl, json, csv, parquet and text, also compressed, read as blocks."""
 
 import bz2
+import codecs
 import csv
 import glob
 import gzip
@@ -8,23 +9,32 @@ import io
 import json
 import lzma
 import os
+import re
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from loradag.config.inputs import common_path
 from loradag.config.problems import LoradagError
 from loradag.data.origins import Source
 from loradag.data.sources import BLOCK_ROWS, Block, Unreadable
 
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 BLOCK_BYTES = 8 * 2**20
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+SPACE = re.compile(r"[ \t\r\n]*")
+# What a decoder gives for bytes that are not UTF-8, with errors="surrogateescape".
+NOT_UTF8 = re.compile("[\udc80-\udcff]")
+# Of a row: its number, the row itself and its size, roughly in bytes.
+Numbered = tuple[int, Any, int]
 
 
 def _open_zstd(path: Path) -> BinaryIO:
     import pyarrow as pa
 
-    return pa.CompressedInputStream(str(path), "zstd")  # type: ignore[no-any-return]
+    return io.BufferedReader(pa.CompressedInputStream(str(path), "zstd"))
 
 
 COMPRESSED: dict[str, Callable[[Path], Any]] = {
@@ -39,7 +49,7 @@ def read_files(index: int, source: Source) -> Iterator[Block]:
         LoradagError: no such file, an unknown ending, an empty or an unreadable file.
     """
     files = list_files(source)
-    shared = os.path.commonpath([file.parent for file in files])
+    shared = os.path.commonpath([os.path.abspath(file.parent) for file in files])
     for file in files:
         label = Path(os.path.relpath(file, shared)).as_posix()
         empty = True
@@ -47,7 +57,7 @@ def read_files(index: int, source: Source) -> Iterator[Block]:
             for block in _read_file(index, file, label):
                 empty = False
                 yield block
-        except (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError) as error:
+        except (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, zlib.error) as error:
             raise LoradagError(
                 f"{_key(source)}: {label}: {type(error).__name__}: {error}. Check that it is what "
                 "its ending states."
@@ -62,7 +72,7 @@ def list_files(source: Source) -> list[Path]:
     for path in source.paths:
         place = Path(path).expanduser()
         if place.is_dir():
-            found = [file for file in place.rglob("*") if file.is_file() and _ending(file)]
+            found = [file for file in _walk(place, source) if _ending(file)]
             if not found:
                 raise LoradagError(
                     f"{_key(source)} = {path!r}: the folder has no file that ends in one of "
@@ -85,6 +95,45 @@ def list_files(source: Source) -> list[Path]:
     return sorted(files)
 
 
+def _walk(folder: Path, source: Source) -> Iterator[Path]:
+    """The files of a folder, without hidden ones, such as those of an editor or a file manager."""
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            _refuse_link(Path(root, name), source)
+        yield from (Path(root, name) for name in files if not name.startswith("."))
+
+
+def _refuse_link(folder: Path, source: Source) -> None:
+    if folder.is_symlink():
+        raise LoradagError(
+            f"{_key(source)}: {folder} is a link to a folder, and DVC does not see when the files "
+            "behind it change. Put the folder itself there, or name nothing but the link."
+        )
+
+
+def file_states(sources: list[Source]) -> dict[Path, tuple[int, int]]:
+    """Size and time of change of every file that is read.
+
+    Raises:
+        LoradagError: a file is behind a link that DVC does not follow.
+    """
+    states = {}
+    for is_held_out in (False, True):
+        mine = [s for s in sources if s.kind == "file" and s.is_held_out == is_held_out]
+        if not mine:
+            continue
+        dep = Path(common_path(path for source in mine for path in source.paths))
+        for source in mine:
+            for file in list_files(source):
+                for folder in file.parents:
+                    if folder != dep and folder.is_relative_to(dep):
+                        _refuse_link(folder, source)
+                state = file.stat()
+                states[file] = (state.st_size, state.st_mtime_ns)
+    return states
+
+
 def _key(source: Source) -> str:
     return "prepare.eval_path" if source.is_held_out else "prepare.path"
 
@@ -99,27 +148,38 @@ def _read_file(index: int, file: Path, label: str) -> Iterator[Block]:
     with COMPRESSED.get(file.suffix, lambda path: path.open("rb"))(file) as stream:
         if ending == ".parquet":
             yield from _parquet(index, stream, label)
-        elif ending == ".csv":
-            yield from _csv(index, stream, label)
-        elif ending == ".txt":
-            yield from _lines(index, stream, label, "text")
+            return
+        if stream.peek(2).startswith(UTF16):
+            raise LoradagError(f"{label}: its text is UTF-16. Convert it to UTF-8.")
+        if ending == ".csv":
+            yield from _numbered(index, label, _csv(stream, label))
+            return
+        start = _start(stream)
+        if ending == ".txt":
+            yield from _lines(index, stream, label, "text", start)
+        elif ending == ".json" and not _is_lines(start):
+            yield from _numbered(index, label, _json_values(start, stream, label))
         else:
-            start = _skip_space(stream)
-            if ending == ".json" and start.lstrip().startswith(b"["):
-                yield from _json_list(index, start + stream.read(), label)
-            else:
-                yield from _lines(index, stream, label, "json", start)
+            yield from _lines(index, stream, label, "json", start)
 
 
-def _skip_space(stream: Any) -> bytes:
-    """The first bytes, up to one that is no space."""
-    start = stream.read(3).removeprefix(b"\xef\xbb\xbf")
-    while not start.strip() and (byte := stream.read(1)):
-        start += byte
-    return bytes(start)
+def _start(stream: Any) -> bytes:
+    """The first bytes, up to the end of the first line that is not empty, or a part of it."""
+    start = b""
+    while not start.strip() and (line := stream.readline(BLOCK_BYTES)):
+        start = (start + line).removeprefix(codecs.BOM_UTF8)
+    return start
 
 
-def _lines(index: int, stream: Any, label: str, kind: str, start: bytes = b"") -> Iterator[Block]:
+def _is_lines(start: bytes) -> bool:
+    """Whether a JSON file has an object a line."""
+    try:
+        return isinstance(json.loads(start), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _lines(index: int, stream: Any, label: str, kind: str, start: bytes) -> Iterator[Block]:
     """Blocks of complete lines; the boundaries depend on the bytes alone."""
     number, rest = 1, start
     while True:
@@ -135,24 +195,84 @@ def _lines(index: int, stream: Any, label: str, kind: str, start: bytes = b"") -
             return
 
 
-def _json_list(index: int, content: bytes, label: str) -> Iterator[Block]:
-    yield from _numbered(index, label, enumerate(json.loads(content), start=1))
+def _json_values(start: bytes, stream: Any, label: str) -> Iterator[Numbered]:
+    """The elements of a JSON list, or JSON values one after the other, some MB in memory.
 
+    Raises:
+        LoradagError: a value that is not JSON, with its number, or what follows it.
+    """
+    decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
+    parse = json.JSONDecoder().raw_decode
+    text, at, number = decode(start).lstrip(), 0, 0
+    is_list = text.startswith("[")
+    text = text.removeprefix("[")
+    is_after_value = False
 
-def _csv(index: int, stream: Any, label: str) -> Iterator[Block]:
-    csv.field_size_limit(sys.maxsize)
-    reader = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+    def read_more() -> bool:
+        """As much as is left: a large value is parsed a few times, not once for each block."""
+        nonlocal text, at
+        read = stream.read(max(BLOCK_BYTES, len(text) - at))
+        text, at = text[at:] + decode(read, not read), 0
+        return bool(read)
 
-    def rows() -> Iterator[tuple[int, Any]]:
-        line = 2
+    while True:
+        at = SPACE.match(text, at).end()  # type: ignore[union-attr]
+        if at == len(text):
+            if read_more():
+                continue
+            if is_list:
+                raise LoradagError(f"{label}: the file ends within its list, after row {number}.")
+            return
+        if is_list and text[at] == "]" and (is_after_value or not number):
+            if text[at + 1 :].strip() or stream.read(1024).strip():
+                raise LoradagError(f"{label}: there is more after the end of its list.")
+            return
+        if is_list and is_after_value:
+            if text[at] != ",":
+                raise LoradagError(f"{label}: no comma after row {number} of its list.")
+            at, is_after_value = at + 1, False
+            continue
         try:
-            for row in reader:
-                yield line, row
-                line = reader.line_num + 1
-        except UnicodeDecodeError as error:
-            raise LoradagError(f"{label}: not UTF-8 after line {line}: {error}.") from error
+            value, end = parse(text, at)
+        except (json.JSONDecodeError, RecursionError) as error:
+            if read_more():
+                continue
+            raise LoradagError(f"{label}:{number + 1}: not JSON: {error}.") from error
+        if end == len(text) and not isinstance(value, dict | list | str) and read_more():
+            continue  # the number may go on
+        number += 1
+        yield number, value, end - at
+        at, is_after_value = end, True
 
-    yield from _numbered(index, label, rows())
+
+def _csv(stream: Any, label: str) -> Iterator[Numbered]:
+    """The rows with the numbers of their first lines.
+
+    Raises:
+        LoradagError: an open quote, or a header that is not UTF-8 or has a name twice.
+    """
+    csv.field_size_limit(sys.maxsize)
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    # Not strict, a quote that is never closed would make one row of all that follow.
+    reader = csv.reader(text, strict=True)
+    line = 0
+    try:
+        header = next((values for values in reader if values), [])
+        twice = sorted({name for name in header if name and header.count(name) > 1})
+        if twice or NOT_UTF8.search("".join(header)):
+            problem = f"two columns are named {twice[0]!r}" if twice else "the header is not UTF-8"
+            raise LoradagError(f"{label}: {problem}. Correct the first line.")
+        line = reader.line_num
+        for values in reader:
+            if values:
+                row: Any = dict(zip(header, values, strict=False))
+                if len(values) != len(header):
+                    problem = f"{len(values)} values for {len(header)} columns"
+                    row = Unreadable("columns", problem)
+                yield line + 1, row, sum(map(len, values))
+            line = reader.line_num
+    except csv.Error as error:
+        raise LoradagError(f"{label}:{line + 1}: {error}. Close its quotes.") from error
 
 
 def _parquet(index: int, stream: Any, label: str) -> Iterator[Block]:
@@ -161,23 +281,26 @@ def _parquet(index: int, stream: Any, label: str) -> Iterator[Block]:
 
     first = 1
     try:
-        for batch in pq.ParquetFile(stream).iter_batches(batch_size=BLOCK_ROWS):
+        file = pq.ParquetFile(stream)
+        groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+        size = sum(group.total_byte_size for group in groups) // max(1, file.metadata.num_rows)
+        for batch in file.iter_batches(min(BLOCK_ROWS, max(1, BLOCK_BYTES // max(1, size)))):
             yield Block(index, label, first, "table", batch)
             first += len(batch)
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise LoradagError(f"{label}: not a parquet file: {error}.") from error
 
 
-def _numbered(index: int, label: str, rows: Iterator[tuple[int, Any]]) -> Iterator[Block]:
+def _numbered(index: int, label: str, rows: Iterator[Numbered]) -> Iterator[Block]:
     part: list[tuple[int, Any]] = []
-    for number, row in rows:
-        if not isinstance(row, dict):
+    part_size = 0
+    for number, row, size in rows:
+        if not isinstance(row, dict | Unreadable):
             row = Unreadable("no_object", f"a {type(row).__name__}, not an object of fields")
-        elif None in row:
-            row = Unreadable("columns", "more values than the header has columns")
         part.append((number, row))
-        if len(part) == BLOCK_ROWS:
+        part_size += size
+        if len(part) == BLOCK_ROWS or part_size >= BLOCK_BYTES:
             yield Block(index, label, part[0][0], "rows", part)
-            part = []
+            part, part_size = [], 0
     if part:
         yield Block(index, label, part[0][0], "rows", part)

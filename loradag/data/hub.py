@@ -30,4 +30,4 @@ def load_split(source: Source) -> Iterator[Any]:
     if not len(rows):
         raise LoradagError(f"prepare.id = {source.id!r}: the split {source.split} has no rows.")
     for table in rows.with_format("arrow").iter(batch_size=BLOCK_ROWS):
-        yield table.combine_chunks().to_batches()[0]
+        yield from table.combine_chunks().to_batches()  # several, of more than 2 GB of text

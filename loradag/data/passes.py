@@ -98,6 +98,8 @@ class Passes:
                 identity = identify(row, example, self.prepare)
             except DroppedError as problem:
                 self._drop(problem, dropped, position, place)
+            except UnicodeEncodeError as error:
+                self._drop(not_utf8(error), dropped, position, place)
             else:
                 id, content, opening = (int(text, 16) for text in vars(identity).values())
                 similar = signature(example.texts) if self.prepare.near_duplicates else b""
@@ -199,6 +201,18 @@ class Passes:
         for split, found in openings.items():
             made.openings.setdefault(split, []).append(np.asarray(found, np.uint64))
         return {split: _table(found) for split, found in by_split.items() if found}
+
+
+def not_utf8(error: UnicodeEncodeError) -> DroppedError:
+    """Of a row with half a surrogate pair, or with a byte that `files` has read as one."""
+    code = ord(error.object[error.start])
+    is_byte = 0xDC80 <= code <= 0xDCFF
+    message = (
+        f"the byte 0x{code - 0xDC00:02X} is not UTF-8"
+        if is_byte
+        else f"U+{code:04X} is half of a surrogate pair, no character"
+    )
+    return DroppedError("not_utf8", message, is_error=True)
 
 
 def _sorted_rows(files: list[Path], partitions: range, most: int) -> Iterator[list[dict[str, Any]]]:

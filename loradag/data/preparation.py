@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from loradag.config.prepare import Prepare
 from loradag.config.problems import LoradagError
 from loradag.data.dropped import Dropped
+from loradag.data.files import file_states
 from loradag.data.near_duplicates import find_near_duplicates
 from loradag.data.origins import Source
 from loradag.data.passes import PARTITIONS, TASK_ROWS, Parsed, Passes, column, lowest_ids
@@ -72,6 +73,7 @@ def prepare_rows(
         LoradagError: a source or a row cannot be read, or a field is in no row.
     """
     done = Prepared()
+    states = file_states(sources)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         blocks = _shaped(prepare, sources, done.shapes)
         first = _up_to(blocks, PARALLEL_BYTES)
@@ -81,6 +83,11 @@ def prepare_rows(
             parsed = _parse(chain(first, blocks), run, done, sources)
             _check_fields(done, prepare)
             _make(_tasks(parsed, sources, prepare), run, done, folder)
+    if changed := dict(file_states(sources).items() ^ states.items()):
+        raise LoradagError(
+            f"prepare: {min(changed)} changed while it was read. Run the stage again once nothing "
+            "writes to it."
+        )
     done.check()
     return done
 
@@ -106,9 +113,12 @@ def _shaped(
 
 def _up_to(blocks: Iterator[tuple[int, Block]], size: int) -> list[tuple[int, Block]]:
     """The first blocks, of `size` bytes or all that there are."""
-    taken: list[tuple[int, Block]] = []
-    while sum(block.size for _, block in taken) < size and (block := next(blocks, None)):
-        taken.append(block)
+    taken, total = [], 0
+    for number, block in blocks:
+        taken.append((number, block))
+        total += block.size
+        if total >= size:
+            break
     return taken
 
 

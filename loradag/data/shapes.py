@@ -266,7 +266,7 @@ def _content(value: Any, name: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, int | float):
-        return str(value)
+        return str(value) if value == value else ""  # NaN is what pandas writes for nothing
     if isinstance(value, list) and all(
         isinstance(part, dict) and isinstance(part.get("text"), str) for part in value
     ):

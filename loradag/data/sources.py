@@ -51,7 +51,7 @@ class Block:
         """Roughly, in bytes."""
         if isinstance(self.content, bytes):
             return len(self.content)
-        return self.content.nbytes if self.kind == "table" else 200 * len(self.content)
+        return self.content.nbytes if self.kind == "table" else len(str(self.content))
 
 
 def read_blocks(index: int, source: Source) -> Iterator[Block]:
@@ -67,9 +67,10 @@ def read_blocks(index: int, source: Source) -> Iterator[Block]:
     elif source.kind == "hub":
         from loradag.data.hub import load_split
 
-        for at, batch in enumerate(load_split(source)):
-            first = 1 + at * BLOCK_ROWS
-            yield Block(index, f"{source.name}", first, "table", batch)
+        first = 1
+        for batch in load_split(source):
+            yield Block(index, source.name, first, "table", batch)
+            first += len(batch)
     else:
         package_version(source.kind)
         for label, rows in (_quotes if source.kind == "quotes" else _glosses)():
@@ -103,10 +104,10 @@ def rows_of(block: Block) -> Iterator[tuple[int, Fields | Unreadable]]:
 
 def _parse_json(line: bytes) -> Fields | Unreadable:
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode())
     except UnicodeDecodeError as error:
         return Unreadable("not_utf8", f"byte {error.start + 1} is not UTF-8")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Unreadable("broken_json", f"not JSON: {error}")
     if not isinstance(row, dict):
         return Unreadable("no_object", f"a {type(row).__name__}, not an object of fields")

@@ -99,6 +99,35 @@ def test_a_bad_row_stops_with_file_and_number(letters, tmp_path, row, message) -
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_texts_that_are_not_utf8_are_counted(letters, tmp_path) -> None:
+    half = '{"prompt": "p", "completion": "half \\ud83d of a pair"}'
+    file = write(tmp_path / "rows.jsonl", [*(pair(n) for n in range(50)), half])
+    table = tmp_path / "rows.csv"
+    table.write_bytes(b"prompt,completion\nHi,Ho\nGr\xfc,Ho\n")
+    prepare = replace(PREPARE, on_error="drop", path=[str(file), str(table)])
+    source = Source("mine", "file", paths=tuple(prepare.path))
+    _, report = run(letters(), tmp_path / "out", prepare, source)
+    assert report["dropped"] == {"not_utf8": 2}
+    assert report["first_dropped"]["not_utf8"] == ["rows.csv:3", "rows.jsonl:51"]
+    stop = replace(prepare, on_error="stop")
+    with pytest.raises(LoradagError, match=r"rows\.csv:3: the byte 0xFC is not UTF-8"):
+        run(letters(), tmp_path / "stop", stop, source)
+    with pytest.raises(LoradagError, match=r"rows\.jsonl:51: U\+D83D is half of a"):
+        run(letters(), tmp_path / "half", replace(stop, path=str(file)))
+
+
+def test_a_file_that_changes_while_it_is_read_is_noticed(letters, tmp_path, rows) -> None:
+    code = tmp_path / "my_rows.py"
+    code.write_text(
+        "def convert(row):\n"
+        f"    with open({str(rows)!r}, 'a') as file:\n        file.write('\\n')\n"
+        "    return row\n"
+    )
+    prepare = replace(PREPARE, path=str(rows), transform=f"{code}:convert")
+    with pytest.raises(LoradagError, match=r"rows\.jsonl changed while it was read"):
+        run(letters(), tmp_path / "out", prepare)
+
+
 def test_the_report_holds_no_text_of_a_row_and_five_places_at_most(letters, tmp_path) -> None:
     secret = "only in the rows"
     rows = [{"prompt": f"{secret} {n}", "completion": f"{secret} " * 40} for n in range(50)]

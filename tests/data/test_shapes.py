@@ -189,8 +189,9 @@ def test_what_is_wrong_with_a_dialogue(row, reason, is_error) -> None:
 def test_a_number_is_no_missing_completion() -> None:
     shape = Shape("prompt_completion", AUTO)
     assert shape.convert({"prompt": "p", "completion": 0}).fields["completion"] == "0"
-    with pytest.raises(DroppedError, match="completion"):
-        shape.convert({"prompt": "p", "completion": None})
+    for missing in (None, float("nan")):
+        with pytest.raises(DroppedError, match="completion"):
+            shape.convert({"prompt": "p", "completion": missing})
 
 
 def test_no_format_is_found_where_no_fields_fit() -> None:

@@ -29,7 +29,14 @@ def test_glosses_are_of_common_words() -> None:
 
 @pytest.mark.parametrize(
     ("line", "reason"),
-    [(b'{"a": ', "broken_json"), (b"[1]", "no_object"), (b'{"a": "\xff"}', "not_utf8")],
+    [
+        (b'{"a": ', "broken_json"),
+        (b"[1]", "no_object"),
+        (b'{"a": "\xff"}', "not_utf8"),
+        (b"[" * 10**5 + b"]" * 10**5, "broken_json"),
+        ('{"a": 1}'.encode("utf-16-le"), "broken_json"),
+        (b'{"a": "\xed\xa0\x80"}', "not_utf8"),
+    ],
 )
 def test_lines_that_are_no_rows(line, reason) -> None:
     from loradag.data.sources import Block
