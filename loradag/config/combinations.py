@@ -157,10 +157,15 @@ def _prepare_rules(config: Config) -> Iterable[Problem]:
 
 
 def _source_rules(prepare: Prepare) -> Iterable[Problem]:
-    needed = {"hub": "id", "file": "path", "mix": "mix"}.get(prepare.source)
-    if needed and getattr(prepare, needed) is None:
-        rule = f"is needed by prepare.source = {prepare.source}"
-        yield Problem(f"prepare.{needed}", None, rule, f"Set prepare.{needed}.")
+    for source, name in {"hub": "id", "file": "path", "mix": "mix"}.items():
+        value = getattr(prepare, name)
+        if source == prepare.source and value is None:
+            rule = f"is needed by prepare.source = {source}"
+            yield Problem(f"prepare.{name}", None, rule, f"Set prepare.{name}.")
+        if source != prepare.source and value is not None:
+            rule = f"is not read by prepare.source = {prepare.source}"
+            remedy = f"Take prepare={source}, or set prepare.{name}=null."
+            yield Problem(f"prepare.{name}", value, rule, remedy)
     if prepare.eval_split is not None and prepare.source != "hub":
         yield Problem(
             "prepare.eval_split", prepare.eval_split,
@@ -184,6 +189,28 @@ def _source_rules(prepare: Prepare) -> Iterable[Problem]:
             f"has no turns, which prepare.format = {prepare.format} is made of",
             "Set prepare.template=chat.",
         )  # fmt: skip
+    yield from _format_rules(prepare)
+    if prepare.max_characters is not None and prepare.min_characters > prepare.max_characters:
+        yield Problem(
+            "prepare.min_characters", prepare.min_characters,
+            f"is above prepare.max_characters = {prepare.max_characters}, which leaves no rows",
+            "Lower it.",
+        )  # fmt: skip
+
+
+def _format_rules(prepare: Prepare) -> Iterable[Problem]:
+    if prepare.template == "chat" and prepare.format == "text":
+        yield Problem(
+            "prepare.template", "chat", "has turns, which prepare.format = text has not",
+            "Set prepare.template=plain, or rendered for texts with their special tokens in them.",
+        )  # fmt: skip
+    for name in ("prompt", "completion"):
+        value = getattr(prepare, name)
+        if value is not None and prepare.format in ("messages", "sharegpt", "alpaca"):
+            yield Problem(
+                f"prepare.{name}", value, f"is not read by prepare.format = {prepare.format}",
+                f"Set prepare.format=prompt_completion, or prepare.{name}=null.",
+            )  # fmt: skip
     if prepare.prompt is not None and prepare.completion is not None and not _named(prepare):
         yield Problem(
             "prepare.completion", prepare.completion,

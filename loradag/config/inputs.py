@@ -7,7 +7,7 @@ nothing to read, it is a dep that the stage has anyway.
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,13 @@ def _row_paths(prepare: Any) -> list[str]:
     if prepare.source == "file":
         return _paths(prepare, "path")
     if prepare.source == "mix" and not _is_unset(prepare, "mix"):
-        return [path for item in prepare.mix if "path" in item for path in _listed(item["path"])]
+        items = prepare.mix if isinstance(prepare.mix, Sequence) else []
+        return [
+            path
+            for item in items
+            if isinstance(item, Mapping)
+            for path in _listed(item.get("path"))
+        ]
     return []
 
 
@@ -92,7 +98,9 @@ def _paths(section: Any, name: str) -> list[str]:
 
 
 def _listed(paths: Any) -> list[str]:
-    return [paths] if isinstance(paths, str) else list(paths)
+    """Of a value that is no path, nothing: the rules of its key refuse it."""
+    values = [paths] if isinstance(paths, str) or not isinstance(paths, Sequence) else paths
+    return [path for path in values if isinstance(path, str)]
 
 
 def common_path(paths: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 """The section `prepare`."""
 
 import datetime
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,9 @@ FIELDS = (
     "messages", "conversations", "role", "content", "from", "value", "tools",
     "instruction", "input", "output", "prompt", "completion", "text",
 )  # fmt: skip
-MIX_KEYS = ("name", "weight", "source", "id", "config", "revision", "split", "path")
+PACKAGED = ("quotes", "glosses")  # sources that packages carry
+MIX_TEXTS = ("name", "source", "id", "config", "revision", "split")
+MIX_KEYS = (*MIX_TEXTS, "weight", "path")
 
 
 def _mapping() -> Any:
@@ -40,28 +43,39 @@ def _mapping() -> Any:
     )
 
 
-def _paths() -> Any:
-    def holds(value: Any) -> bool:
-        values = value if isinstance(value, list) else [value]
-        return bool(values) and all(isinstance(path, str) and path for path in values)
+def _is_paths(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return bool(values) and all(isinstance(path, str) and path for path in values)
 
+
+def _paths() -> Any:
     remedy = "Name a file, a folder or a pattern, or a list of them."
-    return rule_field(Rule("must be a path or a list of paths", holds, remedy))
+    return rule_field(Rule("must be a path or a list of paths", _is_paths, remedy))
 
 
 def _mix() -> Any:
-    def holds(value: Any) -> bool:
-        return isinstance(value, list) and all(
-            isinstance(item, dict)
-            and set(item) <= set(MIX_KEYS)
-            and isinstance(item.get("weight", 1), int | float)
-            and item.get("weight", 1) > 0
+    def is_source(item: Any) -> bool:
+        if not isinstance(item, dict) or not set(item) <= set(MIX_KEYS):
+            return False
+        weight, path = item.get("weight", 1), item.get("path")
+        return (
+            isinstance(weight, int | float)
+            and 0 < weight < math.inf
             and sum(item.get(key) is not None for key in ("source", "id", "path")) == 1
-            for item in value
+            and item.get("source") in (None, *PACKAGED)
+            and (path is None or _is_paths(path))
+            and all(item.get(key) is None or isinstance(item[key], str) for key in MIX_TEXTS)
         )
 
     text = "must be a list of sources, each with one of source, id and path, and a weight above 0"
-    remedy = f"Keys: {', '.join(MIX_KEYS)}; for example [{{path: a.jsonl, weight: 2}}, ...]."
+    remedy = (
+        f"Keys: {', '.join(MIX_KEYS)}; source is {' or '.join(PACKAGED)}; for example "
+        "[{path: a.jsonl, weight: 2}, ...]."
+    )
+
+    def holds(value: Any) -> bool:
+        return isinstance(value, list) and bool(value) and all(map(is_source, value))
+
     return rule_field(Rule(text, holds, remedy))
 
 
@@ -89,7 +103,7 @@ def _function() -> Any:
 class Prepare:
     """Rows in, token ids out: source, format, filter, split, template."""
 
-    source: str = one_of("quotes", "glosses", "hub", "file", "mix")
+    source: str = one_of(*PACKAGED, "hub", "file", "mix")
     id: str | None = MISSING  # hub data set
     config: str | None = MISSING  # hub data set: the one of its configurations
     revision: str | None = MISSING  # hub data set: branch, tag or commit

@@ -88,10 +88,13 @@ def format_string() -> Any:
 
     def holds(value: Any) -> bool:
         try:
-            named = [name for _, name, _, _ in Formatter().parse(value) if name is not None]
+            parts = [part for part in Formatter().parse(value) if part[1] is not None]
         except ValueError:  # a single brace
             return False
-        return not any(re.search(r"^\d*$|[.\[\]{}]", name) for name in named)
+        return not any(
+            spec or conversion or re.search(r"^\d*$|[.\[\]{}]", str(name))
+            for _, name, spec, conversion in parts
+        )
 
     text = "must name fields of a row in braces, each by its name"
     remedy = "Write {field}, and {{ or }} for a brace itself."

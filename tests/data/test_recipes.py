@@ -33,7 +33,7 @@ def recipe(root: Path, name: str, family: str, pad: str, rows: list[dict[str, An
     (root / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     stand_ins = [
         "model=local", f"model.path={root}/model", f"model.pad_token={pad}",
-        "prepare.source=file", f"prepare.path={root}/rows.jsonl",
+        "prepare.source=file", "prepare.id=null", f"prepare.path={root}/rows.jsonl",
     ]  # fmt: skip
     config = validate(plain(compose([f"experiment={name}", *stand_ins, *SMALL])))
     return Paths(root / "project"), config
