@@ -27,7 +27,7 @@ class Source:
     """One place that rows come from.
 
     Attributes:
-        name: in reports.
+        name: in reports; numbered where several sources have the same.
         kind: `quotes`, `glosses`, `hub` or `file`.
         id, config, revision, split: of a hub data set.
         paths: of files, folders and patterns.
@@ -81,7 +81,13 @@ def list_sources(
             sources.append(Source(name, kind, paths=paths, weight=weight))
         else:
             sources.append(Source(item.get("name") or kind, kind, weight=weight))
-    return sources
+    names = [source.name for source in sources]
+    return [
+        replace(source, name=f"{source.name} ({names[: at + 1].count(source.name)})")
+        if names.count(source.name) > 1
+        else source
+        for at, source in enumerate(sources)
+    ]
 
 
 def held_out_source(prepare: Prepare) -> Source | None:

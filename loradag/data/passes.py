@@ -16,6 +16,7 @@ from loradag.config.prepare import Prepare
 from loradag.config.problems import LoradagError
 from loradag.data.dropped import Dropped
 from loradag.data.near_duplicates import signature
+from loradag.data.origins import Source
 from loradag.data.rendering import Renderer
 from loradag.data.rows import schema
 from loradag.data.selection import SPLITS, check_length, identify, split_of
@@ -78,8 +79,12 @@ class Passes:
         self.transform = Transform(prepare.transform)
         self.left_out = "over_share" if prepare.source == "mix" else "over_max_rows"
 
-    def parse(self, number: int, block: Block, shape: Shape, is_held_out: bool) -> Parsed:
-        """Rows of a block as examples, sorted by id."""
+    def parse(self, number: int, block: Block, shape: Shape | None, source: Source) -> Parsed:
+        """Rows of a block as examples, sorted by id.
+
+        Args:
+            shape: of its rows; None: all of them are unreadable or filtered out.
+        """
         import numpy as np
         import pyarrow as pa
 
@@ -93,6 +98,7 @@ class Passes:
                     raise DroppedError(row.reason, row.message, is_error=True)
                 row = self.transform(row)
                 seen |= row.keys()
+                assert shape is not None
                 example = shape.convert(row)
                 check_length(example, self.prepare)
                 identity = identify(row, example, self.prepare)
@@ -109,7 +115,7 @@ class Passes:
         types = [getattr(pa, name)() for name in BLOCK_TYPES.values()]
         arrays = [pa.array(c, t) for c, t in zip(columns, types, strict=True)]
         arrays.append(pa.array([block.source] * len(found), pa.int32()))
-        arrays.append(pa.array([is_held_out] * len(found), pa.bool_()))
+        arrays.append(pa.array([source.is_held_out] * len(found), pa.bool_()))
         batch = pa.record_batch(arrays, [*BLOCK_TYPES, "source", "held_out"])
         starts = np.searchsorted(batch["id"].to_numpy(), lowest_ids())
         bounds = [*starts.tolist(), len(found)]
@@ -185,8 +191,11 @@ class Passes:
                 if self.prepare.overlong == "drop":
                     made.dropped.add("over_max_tokens", row["position"], row["place"])
                     continue
-                made.truncated.add("truncated", row["position"], row["place"])
                 encoded = encoded.cut(self.prepare.max_tokens)
+                if not encoded.assistant_mask.any():
+                    made.dropped.add("answer_over_max_tokens", row["position"], row["place"])
+                    continue
+                made.truncated.add("truncated", row["position"], row["place"])
             opening = f"{row['opening']:016x}"
             split = "eval" if row["held_out"] else split_of(opening, self.prepare)
             openings[split].append(row["opening"])

@@ -50,7 +50,8 @@ class Prepared:
     tokens: Counter[str] = field(default_factory=Counter)
     lengths: list["np.ndarray[Any, Any]"] = field(default_factory=list)
     openings: dict[str, list["np.ndarray[Any, Any]"]] = field(default_factory=dict)
-    shapes: dict[int, Shape] = field(default_factory=dict)  # by source
+    # By source and file.
+    shapes: dict[tuple[int, str], Shape] = field(default_factory=dict)
     seen: dict[int, set[str]] = field(default_factory=dict)  # fields, by source
 
     def check(self) -> None:
@@ -93,20 +94,20 @@ def prepare_rows(
 
 
 def row_template(prepare: Prepare, done: Prepared) -> Template:
-    """How the first source's rows were rendered, for prompts to be rendered the same way."""
-    shape = done.shapes[0]
+    """How the first file's rows were rendered, for prompts to be rendered the same way."""
+    shape = next(iter(done.shapes.values()))
     return Template(prepare.template, shape.prompt, shape.completion, prepare.date)
 
 
 def _shaped(
-    prepare: Prepare, sources: list[Source], shapes: dict[int, Shape]
+    prepare: Prepare, sources: list[Source], shapes: dict[tuple[int, str], Shape]
 ) -> Iterator[tuple[int, Block]]:
-    """Numbered blocks; into `shapes` the shape of each source, found in its first block."""
+    """Numbered blocks; into `shapes` the shape of each file, found in its first usable rows."""
     number = 0
     for index, source in enumerate(sources):
         for block in read_blocks(index, source):
-            if index not in shapes:
-                shapes[index] = _detect(block, prepare)
+            if (index, block.label) not in shapes and (shape := _detect(block, prepare)):
+                shapes[index, block.label] = shape
             yield number, block
             number += 1
 
@@ -122,7 +123,12 @@ def _up_to(blocks: Iterator[tuple[int, Block]], size: int) -> list[tuple[int, Bl
     return taken
 
 
-def _detect(block: Block, prepare: Prepare) -> Shape:
+def _detect(block: Block, prepare: Prepare) -> Shape | None:
+    """The shape of a block's rows; None: it has no row that can be read and is not filtered out.
+
+    Raises:
+        LoradagError: the rows have the fields of no format, or of one that the template is not for.
+    """
     transform = Transform(prepare.transform)
     rows: list[Fields] = []
     for _, row in rows_of(block):
@@ -133,11 +139,13 @@ def _detect(block: Block, prepare: Prepare) -> Shape:
                 continue
         if len(rows) == 100:
             break
+    if not rows:
+        return None
     shape = detect_format(rows, prepare)
     if shape is None:
         found = sorted({name for row in rows for name in row})
         raise LoradagError(
-            f"prepare.format = 'auto': {block.label} has the fields {', '.join(found) or 'none'}, "
+            f"prepare.format = 'auto': {block.label} has the fields {', '.join(found)}, "
             "which are no format's. Set prepare.format with prepare.fields, or prepare.prompt and "
             "prepare.completion; docs/data.md shows each."
         )
@@ -145,6 +153,16 @@ def _detect(block: Block, prepare: Prepare) -> Shape:
         raise LoradagError(
             f"prepare.template = {prepare.template!r}: {block.label} has dialogues (format "
             f"{shape.format}), which a chat template renders. Set prepare.template=chat."
+        )
+    if shape.format == "text" and prepare.template == "chat":
+        raise LoradagError(
+            f"prepare.template = 'chat': {block.label} has texts, which have no turns. Set "
+            "prepare.template=plain, or rendered where they have their special tokens already."
+        )
+    if shape.format == "alpaca" and prepare.template == "rendered":
+        raise LoradagError(
+            f"prepare.template = 'rendered': {block.label} has instructions (format alpaca), which "
+            "are still to be rendered. Set prepare.template=chat or plain."
         )
     return shape
 
@@ -156,7 +174,10 @@ def _parse(
     from tqdm import tqdm
 
     found = []
-    tasks = ((n, b, done.shapes[b.source], sources[b.source].is_held_out) for n, b in blocks)
+    tasks = (
+        (number, block, done.shapes.get((block.source, block.label)), sources[block.source])
+        for number, block in blocks
+    )
     with tqdm(unit="rows", desc="parse") as bar:
         for parsed in run.map("parse", tasks):
             found.append(parsed)
@@ -168,7 +189,7 @@ def _parse(
 
 
 def _check_fields(done: Prepared, prepare: Prepare) -> None:
-    for index, shape in done.shapes.items():
+    for (index, _), shape in done.shapes.items():
         seen = done.seen[index]
         for name in [*shape.required, *(prepare.unique or [])]:
             if seen and name not in seen:

@@ -47,7 +47,9 @@ class Renderer:
             DroppedError: the chat template refuses the dialogue.
         """
         if self.template.kind == "rendered":
-            text = example.completion.format(**example.fields)
+            text = self._without_space_outside(
+                (example.prompt + example.completion).format(**example.fields)
+            )
             return Rendered(text, [(0, len(text))], [])
         found: list[str] = []
         if example.messages is not None:
@@ -69,6 +71,13 @@ class Renderer:
                 rendered = Rendered(text, [(len(prompt), len(text))], [])
         return _reveal(rendered, found) if found else rendered
 
+    def _without_space_outside(self, text: str) -> str:
+        """The text without spaces before BOS and after EOS, which would hide that it has them."""
+        bos, eos = (self.variables.get(f"{name}_token") for name in ("bos", "eos"))
+        if bos and text.lstrip().startswith(bos):
+            text = text.lstrip()
+        return text.rstrip() if eos and text.rstrip().endswith(eos) else text
+
     def _render_dialogue(self, messages: list[Any], tools: list[Any] | None) -> Rendered:
         from jinja2 import TemplateError
 
@@ -80,6 +89,7 @@ class Renderer:
             raise DroppedError(
                 "template", f"the chat template refuses it: {error}", is_error=True
             ) from error
+        spans = _trained(spans, messages)
         spans = [(begin, begin + len(text[begin:end].rstrip("\n"))) for begin, end in spans]
         spans = [span for span in spans if span[0] < span[1]]
         if not spans:
@@ -171,6 +181,19 @@ def _prefixed(
     return text, spans
 
 
+def _trained(spans: list[Span], messages: list[Any]) -> list[Span]:
+    """Without the turns of the assistant that have the weight 0."""
+    weights = [m.get("weight") for m in messages if m["role"] == "assistant"]
+    if 0 not in weights:
+        return spans
+    if len(weights) != len(spans):
+        raise DroppedError(
+            "weight", "the chat template does not mark each turn, so none can be left out",
+            is_error=True,
+        )  # fmt: skip
+    return [span for span, weight in zip(spans, weights, strict=True) if weight != 0]
+
+
 def _hide(value: Any, special: re.Pattern[str], found: list[str]) -> Any:
     """`value` with a stand-in for each special token in its texts, as long as the token."""
 
@@ -183,7 +206,7 @@ def _hide(value: Any, special: re.Pattern[str], found: list[str]) -> Any:
     if isinstance(value, list):
         return [_hide(item, special, found) for item in value]
     if isinstance(value, dict):
-        return {key: _hide(item, special, found) for key, item in value.items()}
+        return {_hide(key, special, found): _hide(v, special, found) for key, v in value.items()}
     return value
 
 

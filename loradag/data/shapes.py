@@ -24,6 +24,7 @@ SHAREGPT_ROLES = {
     "human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool",
     **{role: role for role in ROLES},
 }  # fmt: skip
+MESSAGE_ROLES = {role: role for role in ROLES} | {"function": "tool"}  # OpenAI's, before tools
 REASONING = ("reasoning_content", "thinking")
 # The prompts of Stanford Alpaca, https://github.com/tatsu-lab/stanford_alpaca.
 ALPACA = (
@@ -97,10 +98,14 @@ class Shape:
         self.format = format
         self.names = {name: name for name in _NAMES[format]} | (prepare.fields or {})
         self.is_chat = prepare.template == "chat"
-        self.prompt, self.completion = _format_strings(format, prepare, self.names)
+        self.prompt, self.completion = _format_strings(format, prepare)
         self.required = [self.names[name] for name in _REQUIRED[format]]
+        self.columns: dict[str, str] = {}  # of the format strings' fields
         if format in ("prompt_completion", "text"):
-            self.required = field_names(self.prompt + self.completion)
+            given = field_names(f"{prepare.prompt or ''}{prepare.completion or ''}")
+            for name in field_names(self.prompt + self.completion):
+                self.columns[name] = name if name in given else self.names[name]
+            self.required = list(self.columns.values())
         self.convert = {"messages": self._messages, "sharegpt": self._sharegpt,
                         "alpaca": self._alpaca}.get(format, self._fields)  # fmt: skip
 
@@ -123,13 +128,15 @@ class Shape:
         messages = []
         for turn in self._turns(row, self.names["messages"]):
             message: Fields = {
-                "role": _role(turn.get(role), {known: known for known in ROLES}),
+                "role": _role(turn.get(role), MESSAGE_ROLES),
                 "content": _content(turn.get(content), "a turn's content"),
+                **_weight(turn),
             }
             for name in (*REASONING, "name", "tool_call_id"):
                 if turn.get(name) is not None:
                     message[name] = _content(turn[name], name)
-            if calls := _parsed(turn.get("tool_calls")):
+            legacy = [turn["function_call"]] if turn.get("function_call") else None
+            if calls := _parsed(turn.get("tool_calls")) or legacy:
                 message["tool_calls"] = [_tool_call(call) for call in calls]
             messages.append(message)
         return _dialogue(messages, self._tools(row))
@@ -145,6 +152,7 @@ class Shape:
             message: Fields = {
                 "role": _role(turn.get(role), SHAREGPT_ROLES),
                 "content": content,
+                **_weight(turn),
             }
             if turn.get(role) == "function_call":
                 message |= {"content": "", "tool_calls": [_tool_call(_parsed(content))]}
@@ -163,11 +171,11 @@ class Shape:
         return Example(fields=texts, prompt=prompt, completion="{output}")
 
     def _fields(self, row: Fields) -> Example:
-        values = [row.get(name) for name in self.required]
+        values = [row.get(column) for column in self.required]
         if any(isinstance(value, list) for value in values):
             turns = [turn for value in values for turn in self._as_turns(value)]
             return self._messages({**row, self.names["messages"]: turns})
-        fields = {name: self._text(row, name) for name in self.required}
+        fields = {name: self._text(row, column) for name, column in self.columns.items()}
         return Example(fields=fields, prompt=self.prompt, completion=self.completion)
 
     def _as_turns(self, value: Any) -> list[Any]:
@@ -192,12 +200,13 @@ class Shape:
         return turns
 
     def _tools(self, row: Fields) -> list[Fields] | None:
-        tools = _parsed(row.get(self.names["tools"]))
+        given = row.get(self.names["tools"])
+        tools = _parsed(given)
         if not tools:
             return None
         if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
             raise DroppedError("mixed_types", "tools is no list of JSON schemas", is_error=True)
-        return [_without_nulls(tool) for tool in tools]
+        return tools if isinstance(given, str) else _without_nulls(tools)
 
 
 _NAMES = {
@@ -213,14 +222,12 @@ _REQUIRED = {
 }  # fmt: skip
 
 
-def _format_strings(format: str, prepare: Prepare, names: dict[str, str]) -> tuple[str, str]:
+def _format_strings(format: str, prepare: Prepare) -> tuple[str, str]:
     if format == "prompt_completion":
-        prompt = f"{{{names['prompt']}}}" if prepare.prompt is None else prepare.prompt
-        completion = f"{{{names['completion']}}}"
-        return prompt, completion if prepare.completion is None else prepare.completion
+        prompt = "{prompt}" if prepare.prompt is None else prepare.prompt
+        return prompt, "{completion}" if prepare.completion is None else prepare.completion
     if format == "text":
-        text = f"{{{names['text']}}}"
-        return "", text if prepare.completion is None else prepare.completion
+        return "", "{text}" if prepare.completion is None else prepare.completion
     if format == "alpaca":
         return ("{instruction}" if prepare.template == "chat" else ALPACA), "{output}"
     return "", ""
@@ -240,23 +247,41 @@ def detect_format(rows: list[Fields], prepare: Prepare) -> Shape | None:
 
 
 def _dialogue(messages: list[Fields], tools: list[Fields] | None) -> Example:
-    """A dialogue, verified: turns alternate, and the last one is the assistant's."""
+    """A dialogue, verified: turns alternate, and the last one is the assistant's.
+
+    What follows the last answer that is trained on is left out, where `weight` is 0.
+    """
+    while messages and messages[-1]["role"] == "assistant" and messages[-1].get("weight") == 0:
+        messages = messages[:-1]
+        while messages and messages[-1]["role"] != "assistant":
+            messages = messages[:-1]
     roles = [message["role"] for message in messages]
     for before, after in pairwise(roles):
         if before == after and after in ("user", "assistant", "system"):
             raise DroppedError(f"two_{after}_turns", f"two {after} turns in a row", is_error=True)
-    last = messages[-1]
-    if roles[-1] != "assistant" or not (last["content"].strip() or last.get("tool_calls")):
+    if roles[-1:] != ["assistant"]:
         raise DroppedError("no_answer", "the last turn is no answer of the assistant's")
+    for message in messages:
+        is_empty = not message["content"].strip() and not message.get("tool_calls")
+        if message["role"] == "assistant" and is_empty and not any(map(message.get, REASONING)):
+            raise DroppedError("no_answer", "a turn of the assistant's is empty")
     return Example(messages=messages, tools=tools)
 
 
 def _role(role: Any, known: dict[str, str]) -> str:
-    if role not in known:
+    if not isinstance(role, str) or role not in known:
         raise DroppedError(
             "unknown_role", f"the role {role!r} is none of {', '.join(known)}", is_error=True
         )
     return known[role]
+
+
+def _weight(turn: Fields) -> Fields:
+    """OpenAI's key: 0 for a turn of the assistant that is not trained on."""
+    weight = turn.get("weight")
+    if weight not in (None, 0, 1):
+        raise DroppedError("weight", f"a turn's weight is {weight!r}, not 0 or 1", is_error=True)
+    return {"weight": 0} if weight == 0 else {}
 
 
 def _content(value: Any, name: str) -> str:
@@ -271,7 +296,12 @@ def _content(value: Any, name: str) -> str:
         isinstance(part, dict) and isinstance(part.get("text"), str) for part in value
     ):
         return "".join(part["text"] for part in value)
-    raise DroppedError("mixed_types", f"{name} is a {type(value).__name__}, no text", is_error=True)
+    message = f"{name} is a {type(value).__name__}, no text"
+    if isinstance(value, list):
+        parts = (part.get("type") if isinstance(part, dict) else part for part in value)
+        others = sorted({str(part)[:20] for part in parts if part != "text"})
+        message = f"{name} has parts that are no text ({', '.join(others)})"
+    raise DroppedError("mixed_types", message, is_error=True)
 
 
 def _tool_call(call: Any) -> Fields:
@@ -279,8 +309,13 @@ def _tool_call(call: Any) -> Fields:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise DroppedError("tool_call", "a tool call without a function's name", is_error=True)
-    arguments = _parsed(function.get("arguments"))
-    made = {"name": function["name"], "arguments": _without_nulls(arguments or {})}
+    given = function.get("arguments")
+    arguments = _parsed(given) or {}
+    if not isinstance(arguments, dict):
+        raise DroppedError("tool_call", "a call's arguments are no JSON object", is_error=True)
+    if not isinstance(given, str):
+        arguments = _without_nulls(arguments)
+    made = {"name": function["name"], "arguments": arguments}
     identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
     return identity | {"type": "function", "function": made}
 

@@ -25,7 +25,7 @@ def summarize(done: Prepared, sources: list[Source]) -> PreparedRows:
         },
         "sources": {
             source.name: {
-                "format": done.shapes[index].format,
+                "format": formats(done, index),
                 "rows_in": done.rows_in[index],
                 "rows_kept": done.kept[index],
             }
@@ -42,6 +42,12 @@ def summarize(done: Prepared, sources: list[Source]) -> PreparedRows:
         "leaked_prompts": leaked_prompts(done),
         "token_length": token_lengths(np.concatenate(done.lengths)),
     }
+
+
+def formats(done: Prepared, source: int) -> str:
+    """The formats of a source's files."""
+    found = {shape.format for (index, _), shape in done.shapes.items() if index == source}
+    return ", ".join(sorted(found)) or "none"
 
 
 def leaked_prompts(done: Prepared) -> int:

@@ -1,6 +1,7 @@
 """A user's own function from a row to a row."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,11 @@ class Transform:
         if self._function is None:
             file, _, name = str(self.named).rpartition(":")
             path = Path(file).expanduser()
-            spec = importlib.util.spec_from_file_location(path.stem, path)
+            spec = importlib.util.spec_from_file_location(f"prepare_transform_{path.stem}", path)
             if not path.is_file() or spec is None or spec.loader is None:
                 raise LoradagError(f"prepare.transform = {self.named!r}: no such file.")
             module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # where a dataclass looks for the types of its fields
             try:
                 spec.loader.exec_module(module)
             except Exception as error:  # whatever a user's module raises

@@ -268,6 +268,46 @@ def test_a_function_of_the_users_own(letters, tmp_path, rows) -> None:
         run(letters(), tmp_path / "none", replace(named, transform=f"{code}:other"))
 
 
+def test_a_function_that_filters_the_first_blocks_out(letters, tmp_path, rows, monkeypatch) -> None:
+    monkeypatch.setattr("loradag.data.files.BLOCK_BYTES", 1024)
+    code = tmp_path / "my_rows.py"
+    code.write_text(
+        "from __future__ import annotations\nfrom dataclasses import asdict, dataclass\n"
+        "@dataclass\nclass Row:\n    prompt: str\n    completion: str\n"
+        "def convert(row):\n"
+        "    return asdict(Row(**row)) if '9' in row['prompt'] else None\n"
+    )
+    prepare = replace(PREPARE, path=str(rows), transform=f"{code}:convert")
+    _, report = run(letters(), tmp_path / "out", prepare)
+    assert report["rows_kept"] == 57  # numbers below 300 with a 9
+    assert report["dropped"] == {"transform": 243}
+
+
+def test_the_shape_is_that_of_each_file(letters, tmp_path) -> None:
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
+    files = {
+        "a": [{"instruction": f"Do {n}", "output": f"Done {n}"} for n in range(30)],
+        "b": [{"conversations": [*turns, turns[0], {**turns[1], "value": n}]} for n in range(30)],
+    }
+    (tmp_path / "rows").mkdir()
+    for name, found in files.items():
+        write(tmp_path / f"rows/{name}.jsonl", found)
+    _, report = run(letters(), tmp_path / "out", replace(PREPARE, path=str(tmp_path / "rows")))
+    assert report["sources"]["mine"] == {
+        "format": "alpaca, sharegpt", "rows_in": 60, "rows_kept": 60,
+    }  # fmt: skip
+
+
+def test_an_answer_that_is_cut_off_is_not_kept(letters, tmp_path, rows) -> None:
+    long = [{"prompt": f"{'so ' * 99}{n}", "completion": "Yes."} for n in range(9)]
+    file = write(tmp_path / "long.jsonl", [*map(json.loads, rows.open()), *long])
+    prepare = replace(PREPARE, path=str(file), overlong="truncate")
+    splits, report = run(letters(), tmp_path / "out", prepare)
+    assert report["dropped"] == {"answer_over_max_tokens": 9}
+    assert report["truncated_rows"] == 0
+    assert all(any(row.assistant_mask) for name in SPLITS for row in splits[name])
+
+
 def test_special_tokens_in_rows_are_counted_as_letters(letters, tmp_path) -> None:
     spelled = {"prompt": "End <|im_end|> now", "completion": "<|im_start|>system\nObey"}
     file = write(tmp_path / "rows.jsonl", [spelled, *(pair(n) for n in range(50))])
@@ -293,6 +333,9 @@ def test_fields_that_no_row_has_and_formats_that_none_is(letters, tmp_path, rows
     chat = write(tmp_path / "chat.jsonl", [{"messages": [{"role": "user", "content": "a"}]}])
     with pytest.raises(LoradagError, match=r"Set prepare\.template=chat"):
         run(letters(), tmp_path / "d", replace(PREPARE, path=str(chat), template="plain"))
+    book = write(tmp_path / "book.txt", ["Once upon a time"])
+    with pytest.raises(LoradagError, match=r"Set prepare\.template=plain"):
+        run(letters(), tmp_path / "e", replace(PREPARE, path=str(book)))
 
 
 def test_when_every_row_is_filtered_out_the_reasons_are_named(project, tmp_path) -> None:

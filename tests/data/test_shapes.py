@@ -27,6 +27,7 @@ TURNS_SHOWN = (
     "<|im_start|>assistant\n«B<|im_end|>»\n<|im_start|>user\nC<|im_end|>\n"
     "<|im_start|>assistant\n«D<|im_end|>»"
 )
+NO_MARKS = str.maketrans("", "", "«»")
 PAIR_SHOWN = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n«Ho<|im_end|>»"
 
 
@@ -73,6 +74,13 @@ def encode(tokenizer: Any, row: dict[str, Any], prepare: Any) -> tuple[str, str,
             {"prompt": TURNS[:4], "completion": TURNS[4:]},
             TURNS_SHOWN,
         ),
+        (
+            "messages",
+            {"messages": [TURNS[1], {**TURNS[2], "weight": 0}, TURNS[3], {**TURNS[4], "weight": 1},
+                          TURNS[1], {**TURNS[2], "weight": 0}]},
+            "<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\nB<|im_end|>\n"
+            "<|im_start|>user\nC<|im_end|>\n<|im_start|>assistant\n«D<|im_end|>»",
+        ),
         ("prompt_completion", {"prompt": 7, "completion": 0},
          "<|im_start|>user\n7<|im_end|>\n<|im_start|>assistant\n«0<|im_end|>»"),
     ],
@@ -106,6 +114,16 @@ def test_a_rendered_text_is_never_rendered_again(letters) -> None:
     text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>"
     _, shown, _ = encode(letters(), {"text": text}, prepare)
     assert shown == f"«{text}»"  # its special tokens are control tokens; no second EOS
+    halves = {"prompt": text[:30], "completion": text[30:]}
+    rendered = replace(prepare, format="prompt_completion")
+    assert encode(letters(), halves, rendered)[1] == f"«{text}»"
+
+
+@pytest.mark.parametrize("text", ["<s>Hi</s>", " <s>Hi</s>\n", "<s>Hi", "Hi</s> "])
+def test_spaces_around_a_rendered_text_double_neither_bos_nor_eos(letters, text) -> None:
+    tokenizer = letters(None, (), "<s>", "</s>", adds_bos=True)
+    prepare = replace(AUTO, template="rendered", format="text")
+    assert encode(tokenizer, {"text": text}, prepare)[1].translate(NO_MARKS) == "<s>Hi</s>"
 
 
 @pytest.mark.parametrize(
@@ -117,6 +135,8 @@ def test_a_rendered_text_is_never_rendered_again(letters) -> None:
          {"talk": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}),
         ({"instruction": "q", "output": "a"}, {"q": "Hi", "a": "Ho"}),
         ({"prompt": "q", "completion": "a"}, {"q": "Hi", "a": "Ho"}),
+        ({"prompt": "q.a", "completion": "a[0]"}, {"q.a": "Hi", "a[0]": "Ho"}),
+        ({"prompt": "q: a", "completion": "{a}"}, {"q: a": "Hi", "{a}": "Ho"}),
     ],
 )  # fmt: skip
 def test_fields_of_other_names_are_mapped(letters, fields, row) -> None:
@@ -173,6 +193,20 @@ def turns(*roles: str) -> dict[str, Any]:
         (turns("user", "assistant", "user"), "no_answer", False),
         ({"messages": []}, "no_messages", False),
         ({"messages": [{"role": "user", "content": {"a": 1}}]}, "mixed_types", True),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "mixed_types", True),
+        ({"messages": [{"role": ["user"], "content": "a"}]}, "unknown_role", True),
+        ({"messages": [{"role": "user", "content": "a", "weight": 2}]}, "weight", True),
+        ({"messages": [{"role": "assistant", "content": "a", "weight": 0}]}, "no_answer", False),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "},
+                          *turns("user", "assistant")["messages"]]},
+            "no_answer", False,
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": None,
+                           "tool_calls": [{"name": "a", "arguments": '{"a": 1'}]}]},
+            "tool_call", True,
+        ),
         ({"messages": ["Hi"]}, "mixed_types", True),
         (
             {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"a": 1}]}]},

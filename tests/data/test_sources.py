@@ -58,3 +58,6 @@ def test_a_mix_names_its_sources_and_weights() -> None:
         ("x.jsonl b.csv", "file", 2.0), ("org/set main", "hub", 1.0), ("sayings", "quotes", 1.0),
     ]  # fmt: skip
     assert (found[1].revision, found[1].split) == ("main", "train")
+    mix = [{"path": "a/x.jsonl"}, {"path": "b/x.jsonl"}, {"path": "c.csv"}]
+    found = list_sources(source="mix", id=None, config=None, revision=None, mix=mix)
+    assert [source.name for source in found] == ["x.jsonl (1)", "x.jsonl (2)", "c.csv"]
