@@ -1,7 +1,9 @@
 """From an example to text, with the ranges of characters that the assistant has written."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 from loradag.compat.chat_templates import render, render_with_spans, training_template
@@ -20,7 +22,12 @@ DIALOGUE: list[Any] = [
     {"role": "user", "content": "three"},
     {"role": "assistant", "content": "four"},
 ]
+WORDS = re.compile(r"\w+")
 STAND_INS = re.compile("[\U000f0000-\U000ffffd]")
+
+
+# Text and spans of the assistant, of a template, messages, tools and the template's variables.
+Find = Callable[[str, list[Any], Any, dict[str, Any]], tuple[str, list[Span]]]
 
 
 class Renderer:
@@ -36,9 +43,9 @@ class Renderer:
         special = special_tokens(tokenizer)
         self.special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
         self.chat_template: str | None = None
-        self.has_marks = False
+        self.find: Find = _prefixed
         if template.kind == "chat":
-            self.chat_template, self.has_marks = trainable_template(tokenizer, template.date)
+            self.chat_template, self.find = trainable_template(tokenizer, template.date)
 
     def render(self, example: Example) -> Rendered:
         """The text of an example, its special tokens those of the template alone.
@@ -82,13 +89,15 @@ class Renderer:
         from jinja2 import TemplateError
 
         assert self.chat_template is not None
-        find = _marked if self.has_marks else _prefixed
         try:
-            text, spans = find(self.chat_template, messages, tools, self.variables)
+            text, spans = self.find(self.chat_template, messages, tools, self.variables)
         except (TemplateError, TypeError) as error:
             raise DroppedError(
                 "template", f"the chat template refuses it: {error}", is_error=True
             ) from error
+        if lost := _not_printed(messages, tools, text, spans):
+            message = f"the chat template does not print {lost}"
+            raise DroppedError("template", message, is_error=True)
         spans = _trained(spans, messages)
         spans = [(begin, begin + len(text[begin:end].rstrip("\n"))) for begin, end in spans]
         spans = [span for span in spans if span[0] < span[1]]
@@ -98,12 +107,13 @@ class Renderer:
         return Rendered(text[:end] + text[end:].rstrip("\n"), spans, [])
 
 
-def trainable_template(tokenizer: Any, date: str) -> tuple[str, bool]:
-    """A chat template whose assistant turns can be found, and whether it marks them itself.
+def trainable_template(tokenizer: Any, date: str) -> tuple[str, Find]:
+    """A chat template whose assistant turns can be found, and the function that finds them.
 
     The tokenizer's own, where it has generation marks, or where each prompt is a prefix of the
     dialogue that continues it; otherwise trl's training template for the same model family. Marks
     around a turn's header, which every prompt ends with, are not used where prefixes can be.
+    Elsewhere the header is taken off (DeepSeek).
 
     Raises:
         LoradagError: there is none.
@@ -118,11 +128,16 @@ def trainable_template(tokenizer: Any, date: str) -> tuple[str, bool]:
     pinned = pin_date(own, date)
     broken = _prefix_problem(pinned, variables)
     if re.search(r"\{%-?\s*generation\s*-?%\}", own):
-        return pinned, broken is not None or not _marks_headers(pinned, variables)
+        marks_headers = _marks_headers(pinned, variables)
+        if broken is None and marks_headers:
+            return pinned, _prefixed
+        return pinned, _marked_without_headers if marks_headers else _marked
     if broken is None:
-        return pinned, False
+        return pinned, _prefixed
     if known := training_template(tokenizer):
-        return pin_date(known, date), True
+        known = pin_date(known, date)
+        marks_headers = _marks_headers(known, variables)
+        return known, _marked_without_headers if marks_headers else _marked
     raise LoradagError(
         f"prepare.template = 'chat': the model's chat template {broken}, so the turns to train on "
         "cannot be found in it, and trl has no training template for it. Take another model, put "
@@ -144,10 +159,16 @@ def _prefix_problem(template: str, variables: dict[str, Any]) -> str | None:
 
 def _marks_headers(template: str, variables: dict[str, Any]) -> bool:
     """Whether the generation marks include what a prompt ends with, as SmolLM3's do."""
-    (marked, *_), (answer, *_) = (
-        find(template, DIALOGUE, None, variables)[1] for find in (_marked, _prefixed)
-    )
-    return marked[0] < answer[0]
+    from jinja2 import TemplateError
+
+    try:
+        marked, answers = (
+            find(template, DIALOGUE, None, variables)[1]
+            for find in (_marked, _marked_without_headers)
+        )
+    except (TemplateError, TypeError):  # which each row will be told
+        return False
+    return marked != answers
 
 
 def _marked(
@@ -159,19 +180,38 @@ def _marked(
     return text, [(start, end) for start, (_, end) in zip(starts, spans, strict=True)]
 
 
+def _marked_without_headers(
+    template: str, messages: list[Any], tools: Any, variables: dict[str, Any]
+) -> tuple[str, list[Span]]:
+    """The spans of the template's generation marks, each from where the prompt for it ends."""
+    text, spans = _marked(template, messages, tools, variables)
+    turns = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+    if len(turns) > len(spans):
+        return text, spans
+    found = []
+    for at, (begin, end) in zip_longest(turns, spans):
+        if at is not None:
+            prompt = _prompt(template, messages[:at], tools, variables)
+            pairs = enumerate(zip(prompt, text, strict=False))
+            same = next((place for place, (a, b) in pairs if a != b), len(prompt))
+            begin = max(begin, min(end, same))
+        found.append((begin, end))
+    return text, found
+
+
 def _prefixed(
     template: str, messages: list[Any], tools: Any, variables: dict[str, Any]
 ) -> tuple[str, list[Span]]:
     """The spans of the assistant, from its prompts and from what each adds to them."""
 
-    def through(count: int, opened: bool) -> str:
-        return render(template, messages[:count], tools, add_generation_prompt=opened, **variables)
+    def through(count: int) -> str:
+        return render(template, messages[:count], tools, add_generation_prompt=False, **variables)
 
-    text, spans = through(len(messages), False), []
+    text, spans = through(len(messages)), []
     for at, message in enumerate(messages):
         if message["role"] == "assistant":
-            opening = through(at, True)
-            turn = text if at + 1 == len(messages) else through(at + 1, False)
+            opening = _prompt(template, messages[:at], tools, variables)
+            turn = text if at + 1 == len(messages) else through(at + 1)
             if not (text.startswith(turn) and turn.startswith(opening)):
                 raise DroppedError(
                     "template", "renders a prompt otherwise than the dialogue that continues it",
@@ -179,6 +219,38 @@ def _prefixed(
                 )  # fmt: skip
             spans.append((len(opening), len(turn)))
     return text, spans
+
+
+def _prompt(template: str, messages: list[Any], tools: Any, variables: dict[str, Any]) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return render(template, messages, tools, add_generation_prompt=True, **variables)
+    except (TemplateError, TypeError) as error:
+        if messages:
+            raise
+        message = "it begins with an answer, which the chat template has no prompt for"
+        raise DroppedError("template", message, is_error=True) from error
+
+
+def _not_printed(
+    messages: list[Any], tools: list[Any] | None, text: str, spans: list[Span]
+) -> str | None:
+    """What of a dialogue is not in its text: a template leaves out what it does not know."""
+    answers = "\n".join(text[begin:end] for begin, end in spans)
+    for message in messages:
+        for call in message.get("tool_calls", []):
+            if call["function"]["name"] not in answers:
+                return f"the call of {call['function']['name']}"
+        # A template may trim or quote a text, or leave out the reasoning before an answer.
+        words = WORDS.findall(message["content"].rpartition("</think>")[2][:200])
+        if words and max(words, key=len) not in text:
+            return f"a turn of the role {message['role']}"
+    for tool in tools or []:
+        name = tool.get("function", tool).get("name")
+        if isinstance(name, str) and name not in text:
+            return f"the tool {name}"
+    return None
 
 
 def _trained(spans: list[Span], messages: list[Any]) -> list[Span]:

@@ -64,6 +64,8 @@ IM = ("<|im_start|>", "<|im_end|>")
 HEADERS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 GEMMA = ("<start_of_turn>", "<end_of_turn>")
 PHI = ("<|user|>", "<|assistant|>", "<|end|>")
+DEEPSEEK = ("<｜User｜>", "<｜Assistant｜>")
+GPT_OSS = ("<|start|>", "<|message|>", "<|channel|>", "<|end|>")
 FAMILIES = {
     "qwen2_5": (
         IM, None, "<|im_end|>",
@@ -93,6 +95,19 @@ FAMILIES = {
         GEMMA, "<bos>", "<eos>",
         "<bos><start_of_turn>user\nA<end_of_turn>\n<start_of_turn>model\n«B<end_of_turn>»\n"
         "<start_of_turn>user\nC<end_of_turn>\n<start_of_turn>model\n«D<end_of_turn><eos>»",
+    ),
+    "deepseek_r1_distill": (
+        DEEPSEEK, "<s>", "<｜end▁of▁sentence｜>",
+        "<s><｜User｜>A<｜Assistant｜>«B<｜end▁of▁sentence｜>»"
+        "<｜User｜>C<｜Assistant｜>«D<｜end▁of▁sentence｜>»",
+    ),
+    "gptoss": (
+        GPT_OSS, None, "<|return|>",
+        "<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\n"
+        "Knowledge cutoff: 2024-06\nCurrent date: 2025-01-01\n\nReasoning: medium\n\n# Valid "
+        "channels: analysis, commentary, final. Channel must be included for every message.<|end|>"
+        "<|start|>user<|message|>A<|end|><|start|>assistant«<|channel|>final<|message|>B<|end|>»"
+        "<|start|>user<|message|>C<|end|><|start|>assistant«<|channel|>final<|message|>D<|return|>»",
     ),
     "phi3": (
         PHI, None, "<|endoftext|>",
@@ -138,11 +153,55 @@ def test_smollm2(letters) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "gptoss", "deepseek_r1_distill"])
+def test_a_turn_of_weight_0_is_not_trained(letters, name) -> None:
+    special, bos, eos, expected = FAMILIES[name]
+    tokenizer = letters(template_of(name), special, bos, eos)
+    quiet = [TURNS[0], {**TURNS[1], "weight": 0}, *TURNS[2:]]
+    head, trained, tail = expected.replace("»", "«", 1).split("«", 2)
+    assert shown(tokenizer, quiet) == head + trained + tail
+    with pytest.raises(DroppedError, match="no answer"):
+        shown(tokenizer, quiet[:2])
+
+
+CALL = {"role": "assistant", "content": None,
+        "tool_calls": [{"function": {"name": "add", "arguments": '{"a": 1}'}}]}  # fmt: skip
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "D", "parameters": {}}}]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "lost"),
+    [
+        ("llama3", {"messages": [TURNS[0], CALL]}, "the call of add"),
+        ("lfm2", {"messages": [TURNS[0], CALL], "tools": TOOLS}, "the call of add"),
+        ("llama3", {"messages": TURNS, "tools": TOOLS}, "the tool add"),
+        (
+            "phi3",
+            {"messages": [TURNS[0], TURNS[1], {"role": "tool", "content": "Sum."}, TURNS[1]]},
+            "a turn of the role tool",
+        ),
+        ("smolvlm", {"messages": TURNS}, "a turn of the role assistant"),
+    ],
+)
+def test_what_a_template_leaves_out_is_noticed(letters, name, row, lost) -> None:
+    renderer = Renderer(letters(template_of(name), IM, "<s>", "</s>"), Template("chat", "", ""))
+    with pytest.raises(DroppedError, match=f"does not print {lost}") as caught:
+        renderer.render(Shape("messages", PREPARE).convert(row))
+    assert caught.value.is_error
+
+
+def test_a_template_that_opens_with_the_user_refuses_an_answer_first(letters) -> None:
+    tokenizer = letters(template_of("qwen2_5"), IM)
+    with pytest.raises(DroppedError, match="begins with an answer"):
+        shown(tokenizer, TURNS[1:])
+    assert shown(letters(), TURNS[1:]).startswith("<|im_start|>assistant\n«B<|im_end|>»")
+
+
 @pytest.mark.parametrize("name", ["qwen2_5", "llama3", "gemma", "gemma3"])
 def test_marks_and_prefixes_find_the_same_tokens(letters, name) -> None:
     special, bos, eos, expected = FAMILIES[name]
     tokenizer = letters(template_of(f"{name}_training"), special, bos, eos)
-    assert trainable_template(tokenizer, "2025-01-01")[1]
+    assert trainable_template(tokenizer, "2025-01-01")[1].__name__ == "_marked"
     assert shown(tokenizer, TURNS) == expected
 
 
