@@ -30,3 +30,17 @@ def test_only_similar_rows_are_found_and_the_first_is_kept() -> None:
     ids = np.arange(100, 100 + len(texts), dtype=np.uint64)
     assert find_near_duplicates(ids, signatures, 0.7).tolist() == [151]
     assert find_near_duplicates(ids[::-1], signatures[::-1], 0.7).tolist() == [100]
+
+
+def test_nearly_all_rows_at_the_threshold_are_found() -> None:
+    """Of 300 pairs with a similarity of 0.8 or little more, against comparing all with all."""
+    texts = []
+    for number in range(300):
+        words = [f"{number}w{n}" for n in range(80)]
+        texts += [" ".join(words), " ".join([*words[:-7], *(f"{word}x" for word in words[-7:])])]
+    signatures = [signature([t]) for t in texts]
+    values = np.stack([np.frombuffer(s, np.uint32) for s in signatures])
+    similar = int(((values[::2] == values[1::2]).mean(1) >= 0.8).sum())
+    assert similar > 100
+    found = find_near_duplicates(np.arange(600, dtype=np.uint64), signatures, 0.8)
+    assert 0.9 * similar <= len(found) <= similar
