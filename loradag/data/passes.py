@@ -16,7 +16,6 @@ from loradag.config.prepare import Prepare
 from loradag.config.problems import LoradagError
 from loradag.data.dropped import Dropped
 from loradag.data.near_duplicates import signature
-from loradag.data.origins import Source
 from loradag.data.rendering import Renderer
 from loradag.data.rows import schema
 from loradag.data.selection import SPLITS, check_length, identify, split_of
@@ -28,6 +27,9 @@ from loradag.data.transform import Transform
 
 if TYPE_CHECKING:
     import numpy as np
+
+# A block, and the shape of its rows; None: all of them are unreadable or filtered out.
+Shaped = tuple[Block, Shape | None]
 
 PARTITIONS = 256  # by the first byte of an id
 TASK_ROWS = 1024  # that are in memory as Python objects; a task has one partition at least
@@ -45,7 +47,7 @@ BLOCK_TYPES = {
 
 @dataclass
 class Parsed:
-    """What the first pass found in one block; its rows are in `file`."""
+    """What the first pass found in a part of a source; its rows are in `file`."""
 
     source: int
     file: Path
@@ -79,20 +81,19 @@ class Passes:
         self.transform = Transform(prepare.transform)
         self.left_out = "over_share" if prepare.source == "mix" else "over_max_rows"
 
-    def parse(self, number: int, block: Block, shape: Shape | None, source: Source) -> Parsed:
-        """Rows of a block as examples, sorted by id.
-
-        Args:
-            shape: of its rows; None: all of them are unreadable or filtered out.
-        """
+    def parse(self, number: int, part: list[Shaped], is_held_out: bool) -> Parsed:
+        """Rows of some blocks as examples, sorted by id."""
         import numpy as np
         import pyarrow as pa
 
         dropped, seen, rows_in = Dropped(), set[str](), 0
         found: list[tuple[int, int, int, int, str, str, bytes]] = []
-        for at, (line, row) in enumerate(rows_of(block)):
+        numbered = (
+            (block.label, shape, line, row) for block, shape in part for line, row in rows_of(block)
+        )
+        for at, (label, shape, line, row) in enumerate(numbered):
             rows_in += 1
-            position, place = (number << 32) + at, f"{block.label}:{line}"
+            position, place = (number << 32) + at, f"{label}:{line}"
             try:
                 if isinstance(row, Unreadable):
                     raise DroppedError(row.reason, row.message, is_error=True)
@@ -114,8 +115,9 @@ class Passes:
         columns = zip(*found, strict=True) if found else [[]] * len(BLOCK_TYPES)
         types = [getattr(pa, name)() for name in BLOCK_TYPES.values()]
         arrays = [pa.array(c, t) for c, t in zip(columns, types, strict=True)]
-        arrays.append(pa.array([block.source] * len(found), pa.int32()))
-        arrays.append(pa.array([source.is_held_out] * len(found), pa.bool_()))
+        source = part[0][0].source
+        arrays.append(pa.array([source] * len(found), pa.int32()))
+        arrays.append(pa.array([is_held_out] * len(found), pa.bool_()))
         batch = pa.record_batch(arrays, [*BLOCK_TYPES, "source", "held_out"])
         starts = np.searchsorted(batch["id"].to_numpy(), lowest_ids())
         bounds = [*starts.tolist(), len(found)]
@@ -123,7 +125,7 @@ class Passes:
         with open_arrow(file, batch.schema) as writer:
             for begin, end in pairwise(bounds):
                 writer.write_batch(batch.slice(begin, end - begin))
-        return Parsed(block.source, file, np.diff(bounds), rows_in, dropped, seen)
+        return Parsed(source, file, np.diff(bounds), rows_in, dropped, seen)
 
     def _drop(self, problem: DroppedError, dropped: Dropped, position: int, place: str) -> None:
         if problem.is_error and self.prepare.on_error == "stop":

@@ -18,11 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 from loradag.config.prepare import Prepare
 from loradag.config.problems import LoradagError
+from loradag.data import files
 from loradag.data.dropped import Dropped
-from loradag.data.files import file_states
 from loradag.data.near_duplicates import find_near_duplicates
 from loradag.data.origins import Source
-from loradag.data.passes import PARTITIONS, TASK_ROWS, Parsed, Passes, column, lowest_ids
+from loradag.data.passes import (
+    PARTITIONS,
+    TASK_ROWS,
+    Parsed,
+    Passes,
+    Shaped,
+    column,
+    lowest_ids,
+)
 from loradag.data.rows import open_writer
 from loradag.data.selection import SPLITS, sample
 from loradag.data.shapes import DroppedError, Shape, detect_format
@@ -74,17 +82,17 @@ def prepare_rows(
         LoradagError: a source or a row cannot be read, or a field is in no row.
     """
     done = Prepared()
-    states = file_states(sources)
+    states = files.file_states(sources)
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        blocks = _shaped(prepare, sources, done.shapes)
-        first = _up_to(blocks, PARALLEL_BYTES)
-        is_large = sum(block.size for _, block in first) >= PARALLEL_BYTES
+        parts = _parts(_shaped(prepare, sources, done.shapes))
+        first = _up_to(parts, PARALLEL_BYTES)
+        is_large = sum(map(_size, first)) >= PARALLEL_BYTES
         work = Passes(prepare, tokenizer, Path(name), is_large)
         with Workers(work, processes if is_large else 1) as run:
-            parsed = _parse(chain(first, blocks), run, done, sources)
+            parsed = _parse(chain(first, parts), run, done, sources)
             _check_fields(done, prepare)
             _make(_tasks(parsed, sources, prepare), run, done, folder)
-    if changed := dict(file_states(sources).items() ^ states.items()):
+    if changed := dict(files.file_states(sources).items() ^ states.items()):
         raise LoradagError(
             f"prepare: {min(changed)} changed while it was read. Run the stage again once nothing "
             "writes to it."
@@ -101,26 +109,42 @@ def row_template(prepare: Prepare, done: Prepared) -> Template:
 
 def _shaped(
     prepare: Prepare, sources: list[Source], shapes: dict[tuple[int, str], Shape]
-) -> Iterator[tuple[int, Block]]:
-    """Numbered blocks; into `shapes` the shape of each file, found in its first usable rows."""
-    number = 0
+) -> Iterator[Shaped]:
+    """Blocks; into `shapes` the shape of each file, found in its first usable rows."""
     for index, source in enumerate(sources):
         for block in read_blocks(index, source):
             if (index, block.label) not in shapes and (shape := _detect(block, prepare)):
                 shapes[index, block.label] = shape
-            yield number, block
-            number += 1
+            yield block, shapes.get((index, block.label))
 
 
-def _up_to(blocks: Iterator[tuple[int, Block]], size: int) -> list[tuple[int, Block]]:
-    """The first blocks, of `size` bytes or all that there are."""
+def _parts(blocks: Iterator[Shaped]) -> Iterator[list[Shaped]]:
+    """Blocks in a row of one source, together of the size of a large one: files may be small."""
+    part: list[Shaped] = []
+    size = 0
+    for block, shape in blocks:
+        if part and (size >= files.BLOCK_BYTES or part[0][0].source != block.source):
+            yield part
+            part, size = [], 0
+        part.append((block, shape))
+        size += block.size
+    if part:
+        yield part
+
+
+def _up_to(parts: Iterator[list[Shaped]], size: int) -> list[list[Shaped]]:
+    """The first parts, of `size` bytes or all that there are."""
     taken, total = [], 0
-    for number, block in blocks:
-        taken.append((number, block))
-        total += block.size
+    for part in parts:
+        taken.append(part)
+        total += _size(part)
         if total >= size:
             break
     return taken
+
+
+def _size(part: list[Shaped]) -> int:
+    return sum(block.size for block, _ in part)
 
 
 def _detect(block: Block, prepare: Prepare) -> Shape | None:
@@ -168,15 +192,14 @@ def _detect(block: Block, prepare: Prepare) -> Shape | None:
 
 
 def _parse(
-    blocks: Iterable[tuple[int, Block]], run: Workers, done: Prepared, sources: list[Source]
+    parts: Iterable[list[Shaped]], run: Workers, done: Prepared, sources: list[Source]
 ) -> list[Parsed]:
     """The first pass."""
     from tqdm import tqdm
 
     found = []
     tasks = (
-        (number, block, done.shapes.get((block.source, block.label)), sources[block.source])
-        for number, block in blocks
+        (number, part, sources[part[0][0].source].is_held_out) for number, part in enumerate(parts)
     )
     with tqdm(unit="rows", desc="parse") as bar:
         for parsed in run.map("parse", tasks):

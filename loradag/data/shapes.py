@@ -137,6 +137,8 @@ class Shape:
                     message[name] = _content(turn[name], name)
             legacy = [turn["function_call"]] if turn.get("function_call") else None
             if calls := _parsed(turn.get("tool_calls")) or legacy:
+                if not isinstance(calls, list):
+                    raise DroppedError("tool_call", "tool_calls is no list", is_error=True)
                 message["tool_calls"] = [_tool_call(call) for call in calls]
             messages.append(message)
         return _dialogue(messages, self._tools(row))

@@ -93,13 +93,22 @@ def rows_of(block: Block) -> Iterator[tuple[int, Fields | Unreadable]]:
     if block.kind == "rows":
         yield from block.content
     elif block.kind == "table":
-        for at, row in enumerate(block.content.to_pylist()):
-            yield block.first + at, row
+        yield from enumerate(_rows_of_table(block.content), start=block.first)
     else:
         parse = _parse_json if block.kind == "json" else _parse_text
         for at, line in enumerate(block.content.split(b"\n")):
             if line.strip():
                 yield block.first + at, parse(line)
+
+
+def _rows_of_table(batch: Any) -> list[Fields | Unreadable]:
+    try:
+        rows: list[Fields | Unreadable] = batch.to_pylist()
+    except UnicodeDecodeError as error:  # parquet does not check its texts
+        if len(batch) == 1:
+            return [Unreadable("not_utf8", f"a text is not UTF-8: {error.reason}")]
+        return [row for at in range(len(batch)) for row in _rows_of_table(batch.slice(at, 1))]
+    return rows
 
 
 def _parse_json(line: bytes) -> Fields | Unreadable:

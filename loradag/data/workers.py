@@ -5,7 +5,10 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
+
+from loradag.config.problems import LoradagError
 
 # Imported before the processes of the work part.
 PRELOADED = ["loradag.data.passes", "fastokens", "numpy", "pandas", "pyarrow.parquet", "tokenizers",
@@ -42,9 +45,19 @@ class Workers:
         for task in tasks:
             waiting.append(self.pool.submit(_call, method, task))
             if len(waiting) > 2 * self.count:  # no more tasks in memory than keep all busy
-                yield waiting.popleft().result()
+                yield _result(waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield _result(waiting.popleft())
+
+
+def _result(future: Future[Any]) -> Any:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise LoradagError(
+            "prepare: one of its processes was killed, as the system does where memory runs out. "
+            "Set runtime.threads=1, which takes the least."
+        ) from error
 
 
 _work: Any = None  # of this process

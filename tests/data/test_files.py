@@ -62,6 +62,16 @@ def test_csv_parquet_and_text(tmp_path) -> None:
     ]
 
 
+def test_a_text_of_parquet_that_is_not_utf8(tmp_path) -> None:
+    texts = pa.array([b"a", b"\xff", b"\xc3\xbc"]).view(pa.string())
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    (_, first), (place, bad), (_, last) = read(tmp_path / "a.parquet")
+    assert (first, last) == ({"text": "a"}, {"text": "ü"})
+    assert place == "a.parquet:2"
+    assert isinstance(bad, Unreadable)
+    assert bad.reason == "not_utf8"
+
+
 def test_folders_patterns_and_lists(tmp_path) -> None:
     for name in ("a/1.jsonl", "a/2.jsonl.gz", "b/3.csv", "b/notes.md"):
         path = tmp_path / name

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from loradag.config.problems import LoradagError
-from loradag.data import preparation
+from loradag.data import passes, preparation
 from loradag.data.origins import Source, list_sources
 from loradag.data.preparation import Prepared, prepare_rows
 from loradag.data.rows import read_rows
@@ -157,6 +157,35 @@ def test_the_same_bytes_whatever_the_order_and_the_processes(
     for split in SPLITS:
         contents = {(tmp_path / name / f"{split}.parquet").read_bytes() for name in "abc"}
         assert len(contents) == 1
+
+
+def test_small_files_are_parsed_together(letters, tmp_path, monkeypatch) -> None:
+    (tmp_path / "rows").mkdir()
+    for number in range(100):
+        write(tmp_path / f"rows/{number}.jsonl", [pair(number)])
+    parts: list[int] = []
+    parse = passes.Passes.parse
+
+    def counted(self: Any, number: int, part: list[Any], is_held_out: bool) -> Any:
+        parts.append(len(part))
+        return parse(self, number, part, is_held_out)
+
+    monkeypatch.setattr(passes.Passes, "parse", counted)
+    _, report = run(letters(), tmp_path / "out", replace(PREPARE, path=str(tmp_path / "rows")))
+    assert parts == [100]
+    assert report["rows_kept"] == 100
+
+
+def test_a_process_that_is_killed_is_an_error(letters, tmp_path, rows, monkeypatch) -> None:
+    monkeypatch.setattr(preparation, "PARALLEL_BYTES", 1)
+    code = tmp_path / "my_rows.py"
+    code.write_text(
+        "import os\ndef convert(row):\n"
+        "    return os._exit(9) if row['prompt'] == 'What is 250?' else row\n"
+    )
+    prepare = replace(PREPARE, path=str(rows), transform=f"{code}:convert")
+    with pytest.raises(LoradagError, match="one of its processes was killed"):
+        run(letters(), tmp_path / "out", prepare, processes=2)
 
 
 def test_rows_are_split_by_content(letters, tmp_path, rows) -> None:

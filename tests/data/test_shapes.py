@@ -195,6 +195,7 @@ def turns(*roles: str) -> dict[str, Any]:
         ({"messages": [{"role": "user", "content": {"a": 1}}]}, "mixed_types", True),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "mixed_types", True),
         ({"messages": [{"role": ["user"], "content": "a"}]}, "unknown_role", True),
+        ({"messages": [{"role": "assistant", "content": "a", "tool_calls": 1}]}, "tool_call", True),
         ({"messages": [{"role": "user", "content": "a", "weight": 2}]}, "weight", True),
         ({"messages": [{"role": "assistant", "content": "a", "weight": 0}]}, "no_answer", False),
         (
