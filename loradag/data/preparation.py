@@ -272,6 +272,13 @@ def _excluded(
         near = find_near_duplicates(ids[preferred], chosen, prepare.near_duplicates)
         kept = kept[~np.isin(ids[kept], near)]
     kept = kept[~held_out[kept]]
+    for at, source in enumerate(sources):
+        if source.weight is not None and not (origins[kept] == at).any():
+            raise LoradagError(
+                f"prepare.mix: filters and deduplication leave no row of {source.name}, so none of "
+                "the other sources is in proportion to it. Leave it out of the mix, or loosen the "
+                "filters."
+            )
     sampled = sample(ids[kept], origins[kept], weights, prepare.max_rows)
     return leaked, near, ids[kept][~sampled]
 

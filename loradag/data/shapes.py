@@ -106,6 +106,10 @@ class Shape:
             for name in field_names(self.prompt + self.completion):
                 self.columns[name] = name if name in given else self.names[name]
             self.required = list(self.columns.values())
+        # A list of messages has no place within other text.
+        self.takes_turns = self.is_chat and {self.prompt, self.completion} == {
+            f"{{{name}}}" for name in self.columns
+        }
         self.convert = {"messages": self._messages, "sharegpt": self._sharegpt,
                         "alpaca": self._alpaca}.get(format, self._fields)  # fmt: skip
 
@@ -174,7 +178,7 @@ class Shape:
 
     def _fields(self, row: Fields) -> Example:
         values = [row.get(column) for column in self.required]
-        if any(isinstance(value, list) for value in values):
+        if self.takes_turns and any(isinstance(value, list) for value in values):
             turns = [turn for value in values for turn in self._as_turns(value)]
             return self._messages({**row, self.names["messages"]: turns})
         fields = {name: self._text(row, column) for name, column in self.columns.items()}
@@ -265,7 +269,7 @@ def _dialogue(messages: list[Fields], tools: list[Fields] | None) -> Example:
         raise DroppedError("no_answer", "the last turn is no answer of the assistant's")
     for message in messages:
         is_empty = not message["content"].strip() and not message.get("tool_calls")
-        if message["role"] == "assistant" and is_empty and not any(map(message.get, REASONING)):
+        if message["role"] == "assistant" and is_empty:
             raise DroppedError("no_answer", "a turn of the assistant's is empty")
     return Example(messages=messages, tools=tools)
 
@@ -300,9 +304,11 @@ def _content(value: Any, name: str) -> str:
         return "".join(part["text"] for part in value)
     message = f"{name} is a {type(value).__name__}, no text"
     if isinstance(value, list):
-        parts = (part.get("type") if isinstance(part, dict) else part for part in value)
-        others = sorted({str(part)[:20] for part in parts if part != "text"})
-        message = f"{name} has parts that are no text ({', '.join(others)})"
+        parts = [part for part in value if isinstance(part, dict) and part.get("type") != "text"]
+        found = sorted({str(part.get("type") or " and ".join(part)) for part in parts})
+        message = (
+            f"{name} is a list with parts that are no text: {', '.join(found) or 'no objects'}"
+        )
     raise DroppedError("mixed_types", message, is_error=True)
 
 

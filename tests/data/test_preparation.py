@@ -257,6 +257,14 @@ def test_a_mix_of_formats_by_weight(letters, tmp_path, rows) -> None:
     assert report["dropped"] == {"over_share": 120}
 
 
+def test_a_mix_with_a_source_of_which_nothing_is_left(letters, tmp_path, rows) -> None:
+    empty = write(tmp_path / "empty.jsonl", [{"prompt": "p", "completion": ""}])
+    mix = [{"path": str(rows)}, {"path": str(empty)}]
+    sources = list_sources(source="mix", id=None, config=None, revision=None, mix=mix)
+    with pytest.raises(LoradagError, match=r"leave no row of empty\.jsonl"):
+        run(letters(), tmp_path / "out", replace(PREPARE, source="mix", mix=mix), *sources)
+
+
 def test_near_duplicates_of_held_out_rows_are_not_trained_on(letters, tmp_path, rows) -> None:
     words = [f"word{n}" for n in range(60)]
     near = [{"prompt": "Say all.", "completion": " ".join([*words, end])} for end in ("x", "y")]

@@ -180,6 +180,16 @@ def test_tool_calls_take_arguments_as_objects_or_as_json(letters) -> None:
     assert encode(letters(template), row, AUTO)[1] == shown
 
 
+@pytest.mark.parametrize(
+    "prepare",
+    [PLAIN, replace(AUTO, prompt="Answer: {prompt}"), replace(AUTO, template="rendered")],
+)
+def test_lists_of_messages_have_no_place_within_a_text(prepare) -> None:
+    shape = Shape("prompt_completion", prepare)
+    with pytest.raises(DroppedError, match="prompt is a list"):
+        shape.convert({"prompt": TURNS[:4], "completion": TURNS[4:]})
+
+
 def turns(*roles: str) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": role[0]} for role in roles]}
 
