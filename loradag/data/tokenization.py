@@ -5,9 +5,11 @@ not import torch.
 """
 
 import copy
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from loradag.config.problems import LoradagError
@@ -136,24 +138,29 @@ class Tokenization:
     def _without_control(
         self, row: Rendered, ids: "np.ndarray[Any, Any]", offsets: "np.ndarray[Any, Any]"
     ) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]":
-        """Control tokens within the row's own texts, replaced by the tokens of their letters."""
+        """Control tokens within the row's own texts, replaced by the tokens of their letters.
+
+        One may cover the spaces around it, too, as those of Phi 3 do.
+        """
         import numpy as np
 
-        literal = dict(row.literals)
+        literals = [*row.literals, (len(row.text) + 1, 0)]
         kept_ids: list[int] = []
         kept_offsets: list[list[int]] = []
         for id, (begin, end) in zip(ids.tolist(), offsets.tolist(), strict=True):
-            if id in self.special_ids and literal.get(begin) == end:
-                spelled = self._spell(row.text[begin:end])
-                kept_ids += spelled
-                kept_offsets += [[begin, end]] * len(spelled)
+            literal = literals[bisect_left(literals, (begin, 0))]
+            if id in self.special_ids and literal[0] < end:
+                for first, last in pairwise((begin, *literal, end)):
+                    spelled = self._spell(row.text[first:last]) if first < last else []
+                    kept_ids += spelled
+                    kept_offsets += [[first, last]] * len(spelled)
             else:
                 kept_ids.append(id)
                 kept_offsets.append([begin, end])
         return np.asarray(kept_ids, np.int32), np.asarray(kept_offsets, np.int64)
 
     def _spell(self, token: str) -> list[int]:
-        """A special token's letters as ordinary tokens, as in the middle of a text."""
+        """A special token's letters, or the spaces it covers, as in the middle of a text."""
         self.backend.encode_special_tokens = True
         try:
             before, both = (

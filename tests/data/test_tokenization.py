@@ -4,11 +4,15 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from loradag.data.byte_tokens import ByteTokens, spell
-from loradag.data.templates import encode_prompt
+from loradag.data.rendering import Renderer
+from loradag.data.shapes import Example
+from loradag.data.templates import Template, encode_prompt
 from loradag.data.tokenization import Encoded, Rendered, Tokenization, encode_row
 from loradag.models.tokenizer import load_tokenizer
+from tests.data.conftest import marked
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +101,23 @@ def test_bos_and_eos_that_the_tokenizer_adds_are_outside_of_the_text(letters) ->
         assert tokenizer.convert_ids_to_tokens(made.input_ids)[::4] == ["<s>", "</s>"]
         assert made.token_bytes.tolist() == [0, 1, 2, 0, 0]
         assert made.assistant_mask.tolist() == [0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("sides", [{"rstrip": True}, {"lstrip": True}])
+@pytest.mark.parametrize("text", ["a <|x|> b", "<|x|>\n", "a<|x|>b <|x|>"])
+def test_a_special_token_that_takes_its_spaces_along_is_letters_within_a_text(
+    letters, sides: dict[str, bool], text: str
+) -> None:
+    tokenizer = letters()
+    token = AddedToken("<|x|>", special=True, **sides)
+    tokenizer.add_special_tokens({"additional_special_tokens": [token]})
+    renderer = Renderer(tokenizer, Template("chat", "", ""))
+    turns = [{"role": role, "content": f"{text}c"} for role in ("user", "assistant")]
+    (made,) = Tokenization(tokenizer).encode([renderer.render(Example(turns))])
+    expected = f"<|im_start|>user\n{text}c<|im_end|>\n<|im_start|>assistant\n«{text}c<|im_end|>»"
+    ids, mask = made.input_ids.tolist(), made.assistant_mask.tolist()
+    assert marked(tokenizer, ids, mask) == expected
+    assert tokenizer.convert_tokens_to_ids("<|x|>") not in ids
 
 
 def test_a_normalized_text_takes_the_slower_way(letters) -> None:
