@@ -102,7 +102,7 @@ class Passes:
                 assert shape is not None
                 example = shape.convert(row)
                 check_length(example, self.prepare)
-                identity = identify(row, example, self.prepare)
+                identity, serialized = identify(row, example, self.prepare), example.serialized
             except DroppedError as problem:
                 self._drop(problem, dropped, position, place)
             except UnicodeEncodeError as error:
@@ -110,7 +110,7 @@ class Passes:
             else:
                 id, content, opening = (int(text, 16) for text in vars(identity).values())
                 similar = signature(example.texts) if self.prepare.near_duplicates else b""
-                found.append((id, position, content, opening, place, example.serialized, similar))
+                found.append((id, position, content, opening, place, serialized, similar))
         found.sort()
         columns = zip(*found, strict=True) if found else [[]] * len(BLOCK_TYPES)
         types = [getattr(pa, name)() for name in BLOCK_TYPES.values()]

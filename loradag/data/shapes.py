@@ -66,7 +66,7 @@ class Example:
     def serialized(self) -> str:
         """All of it as JSON."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return json.dumps(values, ensure_ascii=False)
+        return _json(values)
 
     @cached_property
     def texts(self) -> list[str]:
@@ -347,7 +347,14 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
+def _json(value: Any, sort_keys: bool = False) -> str:
+    try:
+        return json.dumps(value, sort_keys=sort_keys, ensure_ascii=False)
+    except TypeError as error:  # a date, for example, in the arguments of a call
+        raise DroppedError("mixed_types", f"no JSON: {error}", is_error=True) from error
+
+
 def _text_of(message: Fields) -> str:
     calls = message.get("tool_calls")
-    extra = "\n" + json.dumps(calls, sort_keys=True, ensure_ascii=False) if calls else ""
+    extra = "\n" + _json(calls, sort_keys=True) if calls else ""
     return f"{message['content']}{extra}"

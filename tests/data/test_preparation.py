@@ -1,10 +1,13 @@
 """From files of rows to prepared rows: nothing is lost, and nothing depends on chance."""
 
+import datetime
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from loradag.config.problems import LoradagError
@@ -157,6 +160,18 @@ def test_the_same_bytes_whatever_the_order_and_the_processes(
     for split in SPLITS:
         contents = {(tmp_path / name / f"{split}.parquet").read_bytes() for name in "abc"}
         assert len(contents) == 1
+
+
+@pytest.mark.parametrize("unique", [None, ["id"]])
+def test_values_that_are_no_json(letters, tmp_path, unique) -> None:
+    day = datetime.date(2025, 1, 1)
+    tools = [{"type": "function", "function": {"name": "add", "since": day}}]
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    file = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"messages": [turns], "tools": [tools], "id": ["a"]}), file)
+    prepare = replace(PREPARE, path=str(file), unique=unique)
+    with pytest.raises(LoradagError, match=r"rows\.parquet:1: no JSON: .*date"):
+        run(letters(), tmp_path / "out", prepare)
 
 
 def test_small_files_are_parsed_together(letters, tmp_path, monkeypatch) -> None:
