@@ -65,7 +65,7 @@ def _read(cls: type, raw: Any, prefix: str, malformed: list[Problem], unruly: li
         )  # fmt: skip
         return None
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    for key in raw.keys() - fields.keys():
+    for key in sorted(raw.keys() - fields.keys(), key=str):
         close = difflib.get_close_matches(str(key), fields, n=1)
         remedy = f"Did you mean {prefix}{close[0]}?" if close else f"Known: {', '.join(fields)}."
         malformed.append(Problem(f"{prefix}{key}", raw[key], "is not a known key", remedy))
