@@ -241,8 +241,15 @@ def _json_values(start: bytes, stream: Any, label: str) -> Iterator[Numbered]:
         if end == len(text) and not isinstance(value, dict | list | str) and read_more():
             continue  # the number may go on
         number += 1
-        yield number, value, end - at
+        yield number, _not_utf8(text, at, end) or value, end - at
         at, is_after_value = end, True
+
+
+def _not_utf8(text: str, begin: int, end: int) -> Unreadable | None:
+    found = NOT_UTF8.search(text, begin, end)
+    if found is None:
+        return None
+    return Unreadable("not_utf8", f"the byte 0x{ord(found[0]) - 0xDC00:02X} is not UTF-8")
 
 
 def _csv(stream: Any, label: str) -> Iterator[Numbered]:
@@ -269,7 +276,8 @@ def _csv(stream: Any, label: str) -> Iterator[Numbered]:
                 if len(values) != len(header):
                     problem = f"{len(values)} values for {len(header)} columns"
                     row = Unreadable("columns", problem)
-                yield line + 1, row, sum(map(len, values))
+                joined = "".join(values)
+                yield line + 1, _not_utf8(joined, 0, len(joined)) or row, len(joined)
             line = reader.line_num
     except csv.Error as error:
         raise LoradagError(f"{label}:{line + 1}: {error}. Close its quotes.") from error

@@ -215,14 +215,9 @@ class Passes:
 
 
 def not_utf8(error: UnicodeEncodeError) -> DroppedError:
-    """Of a row with half a surrogate pair, or with a byte that `files` has read as one."""
+    """Of a row with half a surrogate pair, which JSON can spell."""
     code = ord(error.object[error.start])
-    is_byte = 0xDC80 <= code <= 0xDCFF
-    message = (
-        f"the byte 0x{code - 0xDC00:02X} is not UTF-8"
-        if is_byte
-        else f"U+{code:04X} is half of a surrogate pair, no character"
-    )
+    message = f"U+{code:04X} is half of a surrogate pair, no character"
     return DroppedError("not_utf8", message, is_error=True)
 
 

@@ -126,6 +126,15 @@ def test_a_json_file_is_read_a_value_at_a_time(tmp_path, monkeypatch, size) -> N
     assert [isinstance(row, Unreadable) for _, row in read(tmp_path / "odd.json")] == [1, 0, 1]
 
 
+def test_rows_that_are_not_utf8_are_alone_unreadable(tmp_path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"a,b\n1,2\n3,\xfc\n5,6\n")
+    (tmp_path / "a.json").write_bytes(b'[{"a": 1}, {"a": {"b": "\xfc"}},\n{"a": 2}]')
+    for name, place in (("a.csv", "a.csv:3"), ("a.json", "a.json:2")):
+        rows = read(tmp_path / name)
+        assert [isinstance(row, Unreadable) for _, row in rows] == [False, True, False]
+        assert rows[1] == (place, Unreadable("not_utf8", "the byte 0xFC is not UTF-8"))
+
+
 def test_rows_of_text_begin_after_the_byte_order_mark(tmp_path) -> None:
     for name in ("a.txt", "b.csv"):
         (tmp_path / name).write_bytes(b"\xef\xbb\xbftext\r\nTwo\r\n")
