@@ -19,19 +19,22 @@ from loradag.runtime.environment import configure
 
 def generate(paths: Paths, options: Generate) -> None:
     """Print the continuation of `options.prompt`, write those of a file, or lead a dialogue."""
-    from loradag.models.generator import Sampling, TextGenerator, read_prompts
+    from loradag.models.generator import Sampling, TextGenerator, check_output, read_prompts
 
-    prompts = read_prompts(Path(options.prompts)) if options.prompts else []
+    prompts = [] if options.prompts is None else read_prompts(Path(options.prompts))
+    output = None if options.output is None else Path(options.output)
+    if output is not None:
+        check_output(output)
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p, options.seed)
     model = options.model if options.adapter else "quantized"
     generator = TextGenerator(paths, model, compute_dtype("auto"), sampling)
     if prompts:
         lines = (json.dumps(row, ensure_ascii=False) for row in generator.complete_all(prompts))
-        if options.output is None:
+        if output is None:
             for line in lines:
                 print(line, flush=True)
         else:
-            with replacing(Path(options.output)) as partial, partial.open("w") as file:
+            with replacing(output) as partial, partial.open("w", encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in lines)
     elif options.chat:
         _talk(generator)

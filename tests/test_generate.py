@@ -107,6 +107,10 @@ def test_a_dialogue_ends_with_an_empty_line(trained, capsys, monkeypatch) -> Non
         (["prompt=x", "prompts=y"], "more than one"),
         (["prompt=x", "output=y"], "output.*prompts"),
         (["prompt=x", "model=base", "adapter=false"], "adapter = false"),
+        (["prompt=x", "model=best", "max_new_tokens=0"], r"(?s)model = 'best'.*max_new_tokens = 0"),
+        (["prompt=x", "temperature=-1"], r"temperature = -1\.0: must be at least 0"),
+        (["prompt=x", "top_p=2"], "top_p = 2"),
+        (["prompt=x", "seed=-1"], "seed = -1"),
     ],
 )
 def test_bad_options_are_one_clear_error(arguments, message) -> None:
@@ -117,8 +121,6 @@ def test_bad_options_are_one_clear_error(arguments, message) -> None:
 def test_before_any_run_it_says_what_to_do(tmp_path) -> None:
     with pytest.raises(LoradagError, match="dvc repro"):
         generate(Paths(tmp_path), Generate(prompt="x"))
-    with pytest.raises(LoradagError, match="choose tuned"):
-        generate(Paths(tmp_path), Generate(prompt="x", model="best"))
 
 
 @pytest.mark.parametrize(
@@ -127,11 +129,30 @@ def test_before_any_run_it_says_what_to_do(tmp_path) -> None:
         ("p.txt", None, "no such file"),
         ("p.txt", "\n", "no prompt"),
         ("p.jsonl", '{"prompt": "x"}\n{"text": "x"}\n', "line 2"),
-        ("p.jsonl", "x\n", "line 1"),
+        ("p.jsonl", '\n{"prompt": 3}\n', "line 2"),
+        ("p.txt", "caf\xe9", "is not UTF-8"),
     ],
 )
 def test_a_bad_file_of_prompts_is_one_clear_error(tmp_path, name, content, message) -> None:
     if content is not None:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_text(content, encoding="latin-1")
     with pytest.raises(LoradagError, match=message):
         read_prompts(tmp_path / name)
+
+
+def test_prompts_are_taken_as_they_are(tmp_path) -> None:
+    assert read_options(["prompt=${HOME} = ???"]).prompt == "${HOME} = ???"
+    file = tmp_path / "p.jsonl"
+    file.write_text('\ufeff{"prompt": "one\u2028line\x85"}\r\n', encoding="utf-8")
+    assert read_prompts(file) == ["one\u2028line\x85"]
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_text(trained, tmp_path) -> None:
+    prompts, kept = tmp_path / "p.txt", tmp_path / "folder/kept"
+    prompts.write_text("Be")
+    kept.parent.mkdir()
+    kept.touch()
+    for output, message in ((kept.parent, "is a folder"), (kept / "x", "cannot be written")):
+        with pytest.raises(LoradagError, match=message):
+            generate(trained[0], Generate(prompts=str(prompts), output=str(output)))
+    assert kept.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,8 +63,6 @@ class TextGenerator:
             "merged": lambda: load_model(paths.merged, dtype),
             "base": lambda: load_base(paths, dtype),
         }
-        if model not in load:
-            raise LoradagError(f"model = {model!r}: choose tuned, merged or base.")
         needed = {"tuned": paths.adapter, "merged": paths.merged, "quantized": paths.quantized}
         for folder in (paths.contract, needed.get(model, paths.base)):
             if not folder.exists():
@@ -131,19 +130,43 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         LoradagError: there is no such file, no prompt in it, or a line that is none.
     """
+    where = f"prompts = {str(path)!r}"
     if not path.is_file():
-        raise LoradagError(f"prompts = {str(path)!r}: no such file.")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        raise LoradagError(f"{where}: no such file.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise LoradagError(f"{where}: is not UTF-8 ({error}). Convert it.") from error
+    # Not `splitlines`, which also splits at characters that JSON allows within a string.
+    lines = [(at, line) for at, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
-        raise LoradagError(f"prompts = {str(path)!r}: has no prompt.")
+        raise LoradagError(f"{where}: has no prompt.")
     if path.suffix != ".jsonl":
-        return lines
+        return [line for _, line in lines]
     prompts = []
-    for at, line in enumerate(lines, 1):
+    for at, line in lines:
         try:
-            prompts.append(str(json.loads(line)["prompt"]))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise LoradagError(
-                f"prompts = {str(path)!r}: line {at} is no JSON object with the key prompt."
-            ) from error
+            prompt = json.loads(line)["prompt"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            prompt = None
+        if not isinstance(prompt, str):
+            raise LoradagError(f"{where}: line {at} is no JSON object whose key prompt has a text.")
+        prompts.append(prompt)
     return prompts
+
+
+def check_output(path: Path) -> None:
+    """Refuse, before any text is generated, a file that cannot be written.
+
+    Raises:
+        LoradagError: it is a folder, or in one that cannot be made or written to.
+    """
+    if path.is_dir():
+        raise LoradagError(f"output = {str(path)!r}: is a folder. Name a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_writable = os.access(path.parent, os.W_OK)
+    except OSError:
+        is_writable = False
+    if not is_writable:
+        raise LoradagError(f"output = {str(path)!r}: cannot be written there. Name another file.")

@@ -21,12 +21,12 @@ def replacing(path: Path) -> Iterator[Path]:
     _delete(partial)
     try:
         yield partial
+        if path.is_dir() and partial.is_dir():  # a folder is never lost to a file of its name
+            _delete(path)
+        os.replace(partial, path)
     except BaseException:
         _delete(partial)
         raise
-    if path.is_dir():
-        _delete(path)
-    os.replace(partial, path)
 
 
 def write_json(path: Path, content: Any) -> None:
