@@ -1,4 +1,4 @@
-"""The files of a model folder that are not its weights."""
+"""The files of a model folder that are not its weights, and what its config says of them."""
 
 import json
 import shutil
@@ -21,3 +21,10 @@ def read_architecture(folder: Path) -> str:
     """The model's class by transformers' name."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return str(config["architectures"][0])
+
+
+def quantized_by(folder: Path) -> str | None:
+    """transformers' name of the library that quantised the checkpoint; None: not quantised."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    method: str | None = (config.get("quantization_config") or {}).get("quant_method")
+    return method

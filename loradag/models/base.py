@@ -12,12 +12,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from loradag.checkpoints.model_files import PIN, copy_all_but_weights
+from loradag.checkpoints.model_files import PIN, copy_all_but_weights, quantized_by
 from loradag.checkpoints.safetensors_reader import weight_files
 from loradag.config.model import Model
 from loradag.config.problems import LoradagError
 from loradag.models.pinning import HUB_FILES, sha256
 from loradag.runtime.hub_errors import explain_hub_errors
+
+CONFIG = "config.json"
 
 
 def fetch_base(model: Model, folder: Path) -> dict[str, Any]:
@@ -112,6 +114,8 @@ def _from_hub(model: Model, folder: Path) -> dict[str, Any]:
     repo, advice = str(model.id), "model=smollm2_135m, which needs none, or model=local"
     with explain_hub_errors("model", repo, model.revision, advice):
         info = HfApi().model_info(repo, revision=model.revision, files_metadata=True)
+        config = snapshot_download(repo, revision=info.sha, allow_patterns=[CONFIG])
+        _refuse_quantized(Path(config), f"model.id = {repo!r}")
         snapshot = Path(snapshot_download(repo, revision=info.sha, **HUB_FILES))
     copy_all_but_weights(snapshot, folder)
     weights = {
@@ -124,13 +128,15 @@ def _from_hub(model: Model, folder: Path) -> dict[str, Any]:
 
 def _from_folder(model: Model, folder: Path) -> dict[str, Any]:
     source = Path(str(model.path)).expanduser()
-    if not (source / "config.json").is_file():
+    if not (source / CONFIG).is_file():
         raise LoradagError(
             f"model.path = {model.path!r}: it has no config.json. Name a folder that "
             "`save_pretrained` wrote."
         )
+    where = f"model.path = {model.path!r}"
+    _refuse_quantized(source, where)
     copy_all_but_weights(source, folder)
-    weights = _need_weights(_pin_files(source), f"model.path = {model.path!r}")
+    weights = _need_weights(_pin_files(source), where)
     digest = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
     return {"revision": digest[:16], "weights": weights}
 
@@ -160,6 +166,17 @@ def _from_config(model: Model, folder: Path) -> dict[str, Any]:
         raise LoradagError(f"model.config: transformers refuses it: {error}") from error
     loaded.save_pretrained(folder)
     return {"revision": f"seed-{model.seed}", "weights": _pin_files(folder)}
+
+
+def _refuse_quantized(folder: Path, where: str) -> None:
+    """Codes are no weights: quantised again, merged or exported as such, they are noise."""
+    file = folder / CONFIG
+    method = quantized_by(folder) if file.is_file() else None
+    if method is not None:
+        raise LoradagError(
+            f"{where}: is quantized already, by {method}. Name the model that it was made of; the "
+            "section quantize chooses how it is quantized here."
+        )
 
 
 def _need_weights(weights: dict[str, Any], where: str) -> dict[str, Any]:

@@ -8,11 +8,12 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loradag.checkpoints.model_files import quantized_by
 from loradag.config.problems import LoradagError
 from loradag.models.device import device
 from loradag.models.pinning import weights_folder
 from loradag.models.placement import is_offloaded, placement
-from loradag.models.precision import cast_parameters, compute_in, quantized_by, verify_dtype
+from loradag.models.precision import cast_parameters, compute_in, verify_dtype
 from loradag.runtime import Paths
 
 if TYPE_CHECKING:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loradag.checkpoints.model_files import quantized_by
 from loradag.config.problems import LoradagError
 
 if TYPE_CHECKING:
@@ -63,13 +63,6 @@ def verify_dtype(model: Any, dtype: torch.dtype, autocast: torch.dtype | None = 
                 "Please report it, with the model and its quantize section."
             )
     return _name(dtype)
-
-
-def quantized_by(folder: Path) -> str | None:
-    """transformers' name of the library that quantised the checkpoint; None: not quantised."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    method: str | None = config.get("quantization_config", {}).get("quant_method")
-    return method
 
 
 def _computing(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:

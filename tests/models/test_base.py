@@ -14,7 +14,9 @@ from loradag.config.problems import LoradagError
 from loradag.models.base import fetch_base
 from loradag.models.pinning import sha256, weights_folder
 from loradag.models.tokenizer import load_tokenizer
+from loradag.quantization.conversion import quantize_checkpoint
 from tests.conftest import HUB_TOKEN, smoke_config
+from tests.quantization.options import options
 
 TINY = smoke_config().model
 LOCAL = replace(TINY, source="local", config={})
@@ -74,6 +76,15 @@ def test_pickled_weights_are_never_loaded(tiny_base, tmp_path) -> None:
     source = shutil.copytree(tiny_base, tmp_path / "mine")
     (source / "model.safetensors").rename(source / "pytorch_model.bin")
     with pytest.raises(LoradagError, match="pickled ones are never loaded"):
+        fetch_base(replace(LOCAL, path=str(source)), tmp_path / "base")
+
+
+def test_a_quantized_model_is_no_base(tiny_base, tmp_path) -> None:
+    """Its codes would be counted and quantised as weights."""
+    source = tmp_path / "mine"
+    source.mkdir()
+    quantize_checkpoint(tiny_base, source, options("nf4"))
+    with pytest.raises(LoradagError, match=r"model\.path = .* quantized already, by bitsandbytes"):
         fetch_base(replace(LOCAL, path=str(source)), tmp_path / "base")
 
 
