@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from loradag.config.problems import LoradagError
 from loradag.models.placement import input_device
 
 if TYPE_CHECKING:
@@ -37,8 +38,11 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp(sum of NLL / tokens): over tokens, never a mean over batches."""
-        return math.exp(self.nll)
+        """exp(sum of NLL / tokens): over tokens, never a mean over batches; inf past any float."""
+        try:
+            return math.exp(self.nll)
+        except OverflowError:
+            return math.inf
 
 
 @dataclass(frozen=True)
@@ -104,12 +108,16 @@ def score(
         stride: tokens that a window moves on by.
         batch_tokens: tokens a forward pass, padding included.
         progress: show a bar.
+
+    Raises:
+        LoradagError: there is no token to score.
     """
     import torch
     from tqdm import tqdm
 
     if masks is None:
         masks = [np.broadcast_to(np.int8(1), len(row)) for row in rows]
+    check_scored(masks)
     cut = [
         piece
         for row, mask in zip(rows, masks, strict=True)
@@ -132,6 +140,20 @@ def score(
             tokens += int(scored[:, 1:].sum())
             bar.update(len(batch))
     return Score(nll_sum, tokens)
+
+
+def check_scored(masks: Iterable[Any]) -> None:
+    """Refuse rows whose `masks` leave no token to score: nothing predicts a row's first one.
+
+    Raises:
+        LoradagError: there is no such token.
+    """
+    if not any(np.asarray(mask)[1:].any() for mask in masks):
+        raise LoradagError(
+            "no token of the held-out rows is scored: each row is one token, or has no other one "
+            "that the loss is taken of. Raise prepare.max_tokens, which may cut off every "
+            "completion, or set the loss (train.loss, evaluate.loss) to full."
+        )
 
 
 def token_nll(model: Any, ids: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
@@ -22,7 +23,7 @@ from loradag.config.launch import Launch
 from loradag.config.problems import LoradagError
 from loradag.config.train import Train
 from loradag.data.rows import Rows, read_rows
-from loradag.evaluation.perplexity import score
+from loradag.evaluation.perplexity import check_scored, score
 from loradag.models.precision import verify_dtype
 from loradag.runtime import Paths
 from loradag.training.batches import accepting_no_rows, spread
@@ -57,7 +58,6 @@ def labelled(rows: Rows, loss: str, file: Path) -> Dataset:
     Written to `file` a row group at a time and mapped into memory from there, so that a million
     rows take no more of it than a thousand.
     """
-    import numpy as np
     import pyarrow as pa
 
     columns = ["input_ids", *([MASKS[loss]] if loss in MASKS else [])]
@@ -156,10 +156,10 @@ def training_rows(
         machine: the number of this machine, whose files are its own.
 
     Raises:
-        LoradagError: labels that train nothing, or no held-out rows.
+        LoradagError: labels that train nothing, no held-out rows, or no token to score in them.
     """
-    held_out = read_rows(paths.prepared / "eval.parquet")
-    if not held_out:
+    held_out_rows = read_rows(paths.prepared / "eval.parquet")
+    if not held_out_rows:
         raise LoradagError(
             "there are no held-out rows to evaluate the training on. Raise prepare.eval_fraction."
         )
@@ -170,9 +170,10 @@ def training_rows(
     )
     rows = first_rows(rows, train.max_rows)
     check_labels(label_batches(rows), train.loss, eos_token_id)
-    return rows, first_rows(
-        labelled(held_out, train.loss, folder / f"held_out-{machine}.arrow"), train.eval_rows
-    )
+    held_out = labelled(held_out_rows, train.loss, folder / f"held_out-{machine}.arrow")
+    held_out = first_rows(held_out, train.eval_rows)
+    check_scored(np.asarray(labels) != IGNORED for labels in held_out["labels"])
+    return rows, held_out
 
 
 def make_trainer(

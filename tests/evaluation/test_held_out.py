@@ -4,9 +4,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from loradag.config.problems import LoradagError
 from loradag.data.rows import Row, read_rows, write_rows
 from loradag.data.tokenization import Rendered, Tokenization
 from loradag.evaluation.held_out import HeldOut
+from loradag.evaluation.measures import measure
 from loradag.models.loading import load_model
 from loradag.models.tokenizer import load_tokenizer
 from tests.conftest import smoke_config
@@ -34,3 +36,18 @@ def test_bits_a_byte_are_of_the_bytes_of_the_scored_tokens(tiny_base, tmp_path, 
     bits = found["nll"] * found["tokens"] / math.log(2)
     assert found["bits_per_byte"] == pytest.approx(bits / len(spelled))
     assert len(spelled) < len(text.encode())
+
+
+@pytest.mark.parametrize("factor", [math.nan, 1e9])
+def test_a_perplexity_that_is_no_number_is_refused(tiny_base, tmp_path, factor) -> None:
+    """As where a model overflows float16."""
+    model, tokenizer = load_model(tiny_base, torch.float32), load_tokenizer(tiny_base)
+    model.get_output_embeddings().weight.data *= factor
+    row = Row("id", "abc", "a", [5, 6, 7], [0, 1, 1], [0, 1, 1], [1, 1, 1])
+    write_rows(tmp_path / "eval.parquet", [row])
+    evaluate = smoke_config("evaluate.general.source=none").evaluate
+    held_out = HeldOut(tokenizer, read_rows(tmp_path / "eval.parquet"), evaluate)
+    with pytest.raises(
+        LoradagError, match=r"a perplexity is (nan|inf), computed in torch\.float32"
+    ):
+        measure(model, held_out, evaluate)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loradag.config.problems import LoradagError
 from loradag.evaluation import perplexity
 from loradag.evaluation.perplexity import score, token_nll, windows
 from loradag.models.loading import load_model
@@ -78,3 +79,12 @@ def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(tiny_base) -> None
     model.get_output_embeddings().weight.data.zero_()
     scored = score(model, rows_of(30), None, window=64, stride=64, batch_tokens=64)
     assert math.isclose(scored.perplexity, 1024, rel_tol=1e-5)
+
+
+def test_where_no_token_is_scored_it_says_so(model) -> None:
+    """Nothing predicts a row's first token."""
+    for rows, masks in (([[5], [6]], None), (rows_of(4), [[1, 0, 0, 0]]), ([], None)):
+        with pytest.raises(LoradagError, match="no token of the held-out rows is scored"):
+            score(model, rows, masks, window=4, stride=2, batch_tokens=8)
+    scored = score(model, [[5], *rows_of(4, 5)], None, window=4, stride=2, batch_tokens=8)
+    assert scored.tokens == 3 + 4

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from loradag.config.problems import LoradagError
 from loradag.config.train import EarlyStopping
-from loradag.data.rows import read_rows
+from loradag.data.rows import read_rows, write_rows
 from loradag.models.loading import load_quantized, load_tuned
 from loradag.training.guards import Guards
 from loradag.training.method import Trainable
@@ -56,6 +57,17 @@ def test_the_held_out_loss_is_that_of_the_saved_model_over_tokens(project) -> No
     assert report["kept_step"] == 8
     assert not report["stopped_early"]
     assert report["eval_loss"] == curve(paths)[8] == pytest.approx(measured(paths, 5), rel=1e-5)
+
+
+def test_held_out_rows_without_a_token_to_score_are_refused_before_the_training(project) -> None:
+    paths, config = project
+    rows = [
+        replace(row, completion_mask=[0] * len(row.input_ids))
+        for row in read_rows(paths.prepared / "eval.parquet")
+    ]
+    write_rows(paths.prepared / "eval.parquet", rows)
+    with pytest.raises(LoradagError, match="no token of the held-out rows is scored"):
+        run_stages(paths, with_train(config, loss="completion"), "train")
 
 
 def test_the_held_out_loss_can_be_watched(project, monkeypatch) -> None:
