@@ -47,7 +47,8 @@ def ours(paths: Paths, config: Config, rows: Any, scratch: Path) -> Any:
     from loradag.models.device import compute_dtype
     from loradag.models.tokenizer import load_tokenizer
     from loradag.training.method import load_trainable
-    from loradag.training.trainer import first_rows, labelled, make_trainer
+    from loradag.training.rows import first_rows, labelled
+    from loradag.training.trainer import make_trainer
 
     dtype = compute_dtype(config.train.dtype)
     train = replace(config.train, checkpoint_steps=10 * STEPS)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, ProgressCallback
+from transformers import ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
 from loradag.compat.accelerate import shard_on_cpu
@@ -20,93 +18,15 @@ from loradag.compat.bitsandbytes import store_as
 from loradag.compat.torch import leave_frozen_parameters
 from loradag.compat.trl import keep_trained_parameters
 from loradag.config.launch import Launch
-from loradag.config.problems import LoradagError
 from loradag.config.train import Train
-from loradag.data.rows import Rows, read_rows
-from loradag.evaluation.perplexity import check_scored, score
+from loradag.evaluation.perplexity import score
 from loradag.models.precision import verify_dtype
-from loradag.runtime import Paths
 from loradag.training.batches import accepting_no_rows, spread
-from loradag.training.guards import IGNORED, Guards, check_labels, check_optimizer
+from loradag.training.callbacks import LossBar, Stopping
+from loradag.training.guards import IGNORED, Guards, check_optimizer
 from loradag.training.packing import verify_packing
 from loradag.training.sharding import sharding_options
 from loradag.training.shares import share_of
-
-
-class LossBar(ProgressCallback):
-    """A bar with the losses and the time that is left, not a line a step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.losses: dict[str, str] = {}
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
-    ) -> None:
-        found = {name: (logs or {}).get(name) for name in ("loss", "eval_loss")}
-        self.losses |= {name: f"{loss:.3f}" for name, loss in found.items() if loss is not None}
-        if self.training_bar is not None:
-            self.training_bar.set_postfix(self.losses)
-
-
-MASKS = {"completion": "completion_mask", "assistant": "assistant_mask"}
-
-
-def labelled(rows: Rows, loss: str, file: Path) -> Dataset:
-    """Rows as `input_ids` and `labels`, where tokens without loss are ignored.
-
-    Written to `file` a row group at a time and mapped into memory from there, so that a million
-    rows take no more of it than a thousand.
-    """
-    import pyarrow as pa
-
-    columns = ["input_ids", *([MASKS[loss]] if loss in MASKS else [])]
-    kind = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, kind) as writer:
-        for table in rows.tables(*columns):
-            ids = table["input_ids"].combine_chunks()
-            labels = ids.values.to_numpy()
-            if loss in MASKS:
-                mask = table[MASKS[loss]].combine_chunks().values.to_numpy()
-                labels = np.where(mask, labels, np.int32(IGNORED))
-            lists = pa.ListArray.from_arrays(ids.offsets, pa.array(labels, pa.int32()))
-            writer.write_table(pa.table([ids, lists], kind))
-    return Dataset.from_file(str(file))
-
-
-def first_rows(data: Dataset, count: int | None) -> Dataset:
-    """The first `count` rows; None: all of them."""
-    return data if count is None else data.select(range(min(count, len(data))))
-
-
-def label_batches(data: Dataset) -> Iterator[Any]:
-    """The labels of many rows at a time, one after the other in one array."""
-    for batch in data.with_format("arrow").iter(1024):
-        yield batch["labels"].combine_chunks().flatten().to_numpy()
-
-
-class Stopping(EarlyStoppingCallback):
-    """Stops early, and leaves no checkpoint of the last step.
-
-    Resumed from one, the trainer would train one step more.
-    """
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Without the base class's advice to keep the best weights: that is `train.keep`."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if control.should_training_stop:
-            control.should_save = False
-
-    def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: dict[str, float], **options: Any
-    ) -> None:
-        super().on_evaluate(args, state, control, metrics, **options)
-        if control.should_training_stop:
-            control.should_save = False
-            if state.best_metric is None or metrics["eval_loss"] < state.best_metric:
-                state.best_model_checkpoint = None  # the model as it is now is the best
 
 
 class Trainer(SFTTrainer):
@@ -145,35 +65,6 @@ class Trainer(SFTTrainer):
             self.args, self.state, self.control, metrics
         )
         return metrics
-
-
-def training_rows(
-    paths: Paths, train: Train, eos_token_id: int, folder: Path, machine: int
-) -> tuple[Dataset, Dataset]:
-    """The rows to train on and those to evaluate on, written to `folder`.
-
-    Args:
-        machine: the number of this machine, whose files are its own.
-
-    Raises:
-        LoradagError: labels that train nothing, no held-out rows, or no token to score in them.
-    """
-    held_out_rows = read_rows(paths.prepared / "eval.parquet")
-    if not held_out_rows:
-        raise LoradagError(
-            "there are no held-out rows to evaluate the training on. Raise prepare.eval_fraction."
-        )
-    rows = labelled(
-        read_rows(paths.prepared / "train.parquet"),
-        train.loss,
-        folder / f"rows-{machine}.arrow",
-    )
-    rows = first_rows(rows, train.max_rows)
-    check_labels(label_batches(rows), train.loss, eos_token_id)
-    held_out = labelled(held_out_rows, train.loss, folder / f"held_out-{machine}.arrow")
-    held_out = first_rows(held_out, train.eval_rows)
-    check_scored(np.asarray(labels) != IGNORED for labels in held_out["labels"])
-    return rows, held_out
 
 
 def make_trainer(
