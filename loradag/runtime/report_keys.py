@@ -97,7 +97,8 @@ class WeightHistogram(TypedDict):
 class QuantizedWeights(StageReport, WeightErrors):
     parameters: int
     quantized_parameters: int
-    bits_per_weight: float  # stored bits incl. scales, over the quantized parameters
+    # Stored bits incl. scales, over the quantized parameters; where there are none, over all.
+    bits_per_weight: float
     information_bits_per_weight: NotRequired[float | None]  # without padding to whole bytes
     bytes: int
     bytes_full: int  # of the base at 16 bits
@@ -116,16 +117,16 @@ class TrainReport(StageReport):
     trainable_parameters: int
     total_parameters: int
     steps: int  # optimizer steps
-    tokens: int
-    final_loss: float  # nats a token
+    tokens: int  # that were read, padding left out; those before a resumption are among them
+    final_loss: float  # nats a token; mean over the steps that were logged last
     eval_loss: float  # of the weights that are kept, on held-out rows; nats a token
     kept_step: int  # optimizer step of the weights that are kept
     stopped_early: bool
-    tokens_per_second: float
+    tokens_per_second: float  # since a resumption; evaluations and checkpoints take of the time
     peak_memory_bytes: int  # of the largest process on the machine that reports
     resumed_from_step: int  # 0: not resumed
     dtype: str
-    device: str
+    device: str  # torch's type: cpu, cuda, mps
     launch: str  # single, ddp, fsdp or deepspeed
     processes: int
     checkpoint_key: str
@@ -136,7 +137,7 @@ class HeldOutLoss(TypedDict):
 
     perplexity: float  # exp(nll)
     nll: float  # nats a token
-    bits_per_byte: float  # of the rows' UTF-8
+    bits_per_byte: float  # of the UTF-8 of the tokens scored
     tokens: int
 
 

@@ -24,7 +24,7 @@ class LossBar(ProgressCallback):
 
 
 class Stopping(EarlyStoppingCallback):
-    """Stops early, and leaves no checkpoint of the last step.
+    """Stops early, logs the loss of the last step, and leaves no checkpoint of it.
 
     Resumed from one, the trainer would train one step more.
     """
@@ -34,13 +34,13 @@ class Stopping(EarlyStoppingCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if control.should_training_stop:
-            control.should_save = False
+            control.should_log, control.should_save = True, False
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float], **options: Any
     ) -> None:
         super().on_evaluate(args, state, control, metrics, **options)
         if control.should_training_stop:
-            control.should_save = False
+            control.should_log, control.should_save = True, False  # logged as the epoch ends
             if state.best_metric is None or metrics["eval_loss"] < state.best_metric:
                 state.best_model_checkpoint = None  # the model as it is now is the best

@@ -43,7 +43,7 @@ def _write(path: Path, columns: tuple[str, ...], history: list[dict[str, Any]]) 
 
 
 def final_loss(history: list[dict[str, Any]]) -> float:
-    """The loss that was logged last, in nats a token."""
+    """The loss that was logged last: nats a token, the mean over the steps since the log before."""
     return float([entry["loss"] for entry in history if "loss" in entry][-1])
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from loradag.config.adapter import Adapter
 from loradag.config.launch import Launch
 from loradag.config.train import Train
-from loradag.models.device import device
 from loradag.runtime import Paths, peak_memory_bytes, replacing
 from loradag.runtime.environment import DEVICE
 from loradag.runtime.report_keys import TrainReport
@@ -39,7 +38,7 @@ def fit(
     from loradag.tracking.live import live_callback
     from loradag.training.curve import curves_callback, final_loss, loss_at, write_curves
     from loradag.training.method import load_trainable
-    from loradag.training.resume import last_checkpoint, step_of
+    from loradag.training.resume import last_checkpoint, state_of
     from loradag.training.sharding import from_first, gather_trained, launched
     from loradag.training.trainer import computed_dtype, make_trainer
 
@@ -50,6 +49,7 @@ def fit(
         checkpoints, [live_callback(paths, key), curves_callback(paths)],
     )  # fmt: skip
     checkpoint = from_first(lambda: last_checkpoint(checkpoints, launch.processes))
+    resumed = state_of(checkpoint)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
@@ -64,7 +64,6 @@ def fit(
             trainable.save(folder)
         write_curves(paths, trainer.state.log_history)
 
-    resumed = step_of(checkpoint) if checkpoint else 0
     state = trainer.state
     kept = state.best_global_step if train.keep == "best" else state.global_step
     return {
@@ -78,12 +77,12 @@ def fit(
         "kept_step": kept,
         "stopped_early": state.global_step < state.max_steps,
         "tokens_per_second": round(
-            state.num_input_tokens_seen * (1 - resumed / state.global_step) / seconds, 3
+            (state.num_input_tokens_seen - resumed.num_input_tokens_seen) / seconds, 3
         ),
         "peak_memory_bytes": peak_memory_bytes(),
-        "resumed_from_step": resumed,
+        "resumed_from_step": resumed.global_step,
         "dtype": computed_in,
-        "device": device(),
+        "device": trainer.args.device.type,
         "launch": launched(trainer),
         "processes": trainer.args.world_size,
         "checkpoint_key": key,

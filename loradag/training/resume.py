@@ -4,6 +4,8 @@ DVC deletes a stage's outs before it runs; checkpoints stay, so that an interrup
 continues. One with other inputs never continues from them.
 """
 
+from __future__ import annotations
+
 import hashlib
 import importlib.metadata
 import json
@@ -12,12 +14,16 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from loradag.runtime import Paths, exclusive
 
+if TYPE_CHECKING:
+    from transformers import TrainerState
+
+STATE = "trainer_state.json"
 LIBRARIES = (
     "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "torchao", "datasets",
 )  # fmt: skip
@@ -99,7 +105,7 @@ def last_checkpoint(folder: Path, processes: int = 1) -> Path | None:
     """
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
         try:
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             is_complete = False
         else:
@@ -109,6 +115,13 @@ def last_checkpoint(folder: Path, processes: int = 1) -> Path | None:
             return checkpoint
         shutil.rmtree(checkpoint)
     return None
+
+
+def state_of(checkpoint: Path | None) -> TrainerState:
+    """The trainer's state when it wrote `checkpoint`; None: at the start."""
+    from transformers import TrainerState
+
+    return TrainerState.load_from_json(str(checkpoint / STATE)) if checkpoint else TrainerState()
 
 
 def step_of(checkpoint: Path) -> int:

@@ -1,7 +1,9 @@
 """Evaluation during training: what it measures, what it decides, and that it changes nothing."""
 
 import csv
+import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -120,6 +122,39 @@ def test_it_stops_early_at_a_known_step(project) -> None:
     assert report["steps"] == 6
     assert report["stopped_early"]
     assert list(curve(paths)) == [2, 4, 6]
+
+
+@pytest.mark.parametrize(("patience", "last"), [(None, 8), (2, 6)])
+def test_the_last_step_is_logged_whatever_the_interval(project, patience, last) -> None:
+    paths, config = project
+    every = with_train(config, early_stopping=EarlyStopping(patience, 100.0))
+    run_stages(paths, every, "train")
+    losses = losses_by_step(paths)
+    sparse = with_train(every, logging_steps=5, checkpoint_steps=5)
+    report = run_stages(paths, sparse, "train")["train"]
+    since = range(6, last + 1)
+    assert list(losses_by_step(paths)) == [1, 5, last]
+    assert report["final_loss"] == pytest.approx(sum(losses[at] for at in since) / len(since))
+
+
+def losses_by_step(paths) -> dict[int, float]:
+    with paths.loss.open() as file:
+        return {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file)}
+
+
+def test_a_resumed_training_has_the_speed_of_the_tokens_that_it_read(project, monkeypatch) -> None:
+    paths, config = project
+    config = with_train(config, max_rows=None, packing=False)  # rows of different lengths
+    before = run_stages(paths, with_train(config, max_steps=4), "train")["train"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Guards, "on_log", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_stages(paths, config, "train")
+    clock = SimpleNamespace(perf_counter=itertools.count().__next__)  # a second a call
+    monkeypatch.setattr("loradag.training.fit.time", clock)
+    resumed = run_stages(paths, config, "train")["train"]
+    assert resumed["resumed_from_step"] == 4
+    assert resumed["tokens_per_second"] == resumed["tokens"] - before["tokens"]
 
 
 def interrupt(self, args, state, control, **_) -> None:
