@@ -56,10 +56,19 @@ def test_it_answers_as_openai_does(exportable: Paths, tmp_path: Path) -> None:
         assert process.wait(30) == 130
 
 
-@pytest.mark.parametrize("arguments", [["prot=1"], ["port=many"]])
-def test_options_that_it_does_not_have_are_refused(arguments: list[str]) -> None:
-    with pytest.raises(LoradagError, match="Known: file, port, context"):
-        read_serve_options(arguments)
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("prot=1", "Known: file, port, context"),
+        ("port=many", "Known: file, port, context"),
+        ("port=99999", "port = 99999: must be from 0 to 65535"),
+        ("context=-5", "context = -5: must be at least 1"),
+        ("some.gguf", "'some.gguf' is not of the form key=value"),
+    ],
+)
+def test_options_that_it_cannot_use_are_refused(argument: str, message: str) -> None:
+    with pytest.raises(LoradagError, match=message):
+        read_serve_options([argument])
 
 
 def test_nothing_to_serve_is_one_message(tmp_path: Path) -> None:
@@ -67,3 +76,6 @@ def test_nothing_to_serve_is_one_message(tmp_path: Path) -> None:
         serve(Paths(tmp_path), Serve())
     with pytest.raises(LoradagError, match="no such file"):
         serve(Paths(tmp_path), Serve(f"{tmp_path}/none.gguf"))
+    (tmp_path / "text.gguf").write_text("no model")
+    with pytest.raises(LoradagError, match=r"text\.gguf: llama\.cpp does not load it"):
+        serve(Paths(tmp_path), Serve(f"{tmp_path}/text.gguf", port=0))
