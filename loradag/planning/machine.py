@@ -21,6 +21,7 @@ from loradag.planning.shape import Shape
 from loradag.reporting.formatting import size
 from loradag.runtime.environment import configure
 from loradag.runtime.report_keys import Reports
+from loradag.tracking.database import database_path
 from loradag.tracking.store import shown_uri, store_uri
 
 SECONDS = 5  # that a server has to answer
@@ -120,6 +121,9 @@ def _bitsandbytes(config: Config) -> Finding:
 
 def _disk(project: Path, params: dict[str, Any], shape: Shape | None) -> Finding:
     free = shutil.disk_usage(project).free
+    if not os.access(project, os.W_OK):
+        remark = "Every stage writes into the project's folder. Change its permissions."
+        return Finding("disk", f"{project.resolve()} cannot be written to", remark, fails=True)
     if shape is None:
         return Finding("disk", f"{size(free)} free")
     needed = sum(stage_bytes(stage, shape, params) for stage in Reports.__annotations__)
@@ -134,8 +138,12 @@ def _mlflow(project: Path) -> Finding:
 
     uri = store_uri(project)
     shown = shown_uri(uri)
+    file = database_path(uri)
+    if file is not None and not os.access(file if file.exists() else file.parent, os.W_OK):
+        remark = "It cannot be written to, so `report` will fail. Set MLFLOW_TRACKING_URI."
+        return Finding("MLflow", shown, remark, fails=True)
     if not uri.startswith("http"):
-        return Finding("MLflow", shown)
+        return Finding("MLflow", shown if file is not None else f"{shown}, not tried")
     try:
         requests.get(f"{uri.rstrip('/')}/health", timeout=SECONDS).raise_for_status()
     except requests.RequestException as error:
@@ -145,6 +153,9 @@ def _mlflow(project: Path) -> Finding:
 
 
 def _remote(project: Path) -> Finding:
+    if not (project / ".dvc").is_dir():
+        remark = "Run it in a clone of the project, or after `dvc init --no-scm`."
+        return Finding("DVC", "this folder is no DVC repository", remark, fails=True)
     listed = subprocess.run(
         [sys.executable, "-m", "dvc", "remote", "list"], cwd=project, capture_output=True, text=True
     )

@@ -15,6 +15,7 @@ from stages.doctor import doctor
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_params(compose(["experiment=smoke"]), tmp_path)
+    (tmp_path / ".dvc").mkdir()
     return tmp_path
 
 
@@ -55,6 +56,20 @@ def test_a_tracking_server_that_does_not_answer_fails_and_hides_its_password(
     output = capsys.readouterr().out
     assert "does not answer" in output
     assert "verysecret" not in output
+
+
+def test_a_store_in_a_folder_that_is_not_there_fails(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/no/mlflow.db")
+    finding = by_name(project)["MLflow"]
+    assert finding.fails
+    assert "cannot be written to" in finding.remark
+
+
+def test_a_folder_without_dvc_fails(project: Path) -> None:
+    (project / ".dvc").rmdir()
+    assert by_name(project)["DVC"].fails
 
 
 def test_a_gated_model_without_a_token_is_noted(
