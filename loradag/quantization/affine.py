@@ -232,5 +232,8 @@ def information_bits(weight: torch.Tensor, quantize: Quantize) -> int:
     rows, columns = block_of(weight, quantize)
     blocks = weight.numel() // (rows * columns)
     zero_point = bits(quantize) if quantize.scheme == "asymmetric" else 0
-    input_scales = 16 * weight.shape[1] if quantize.rounding == "awq" else 0
-    return weight.numel() * bits(quantize) + blocks * (32 + zero_point) + input_scales
+    # Without the scales of the columns a weight cannot be decoded.
+    column_scale = 16 if quantize.rounding == "awq" else 0
+    column_scale += 32 if quantize.activation_granularity == "channel" else 0
+    column_scales = column_scale * weight.shape[1]
+    return weight.numel() * bits(quantize) + blocks * (32 + zero_point) + column_scales

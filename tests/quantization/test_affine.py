@@ -143,6 +143,9 @@ def test_packed_bits_are_told_apart_from_stored_ones():
     count = weights("normal").numel()
     assert stored.bits == count * 8 + count // 32 * (32 + 8)
     assert stored.information_bits == count * 4 + count // 32 * (32 + 4)
+    static = options("static_w8a8", activation_granularity="channel")
+    rows, columns = weights("normal").shape
+    assert affine.information_bits(weights("normal"), static) == count * 8 + 32 * (rows + columns)
 
 
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
