@@ -55,6 +55,19 @@ def check_optimizer(optimizer: str, device: str) -> None:
         )
 
 
+def check_attention(attention: str, device: str) -> None:
+    """Refuse an attention implementation that computes no gradient on `device`.
+
+    Raises:
+        LoradagError: flex_attention on a CPU.
+    """
+    if attention == "flex_attention" and device == "cpu":
+        raise LoradagError(
+            f"train.attention = {attention!r}: torch has no backward pass of it on a CPU. Set "
+            "train.attention=auto."
+        )
+
+
 class Guards(TrainerCallback):
     """Stops a training that diverges, that learns nothing, or whose model is beyond any use.
 

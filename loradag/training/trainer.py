@@ -23,7 +23,7 @@ from loradag.evaluation.perplexity import score
 from loradag.models.precision import verify_dtype
 from loradag.training.batches import accepting_no_rows, spread
 from loradag.training.callbacks import LossBar, Stopping
-from loradag.training.guards import IGNORED, Guards, check_optimizer
+from loradag.training.guards import IGNORED, Guards, check_attention, check_optimizer
 from loradag.training.packing import verify_packing
 from loradag.training.sharding import sharding_options
 from loradag.training.shares import share_of
@@ -86,9 +86,11 @@ def make_trainer(
         held_out: to evaluate on.
 
     Raises:
-        LoradagError: an optimizer that the device does not have, or packing that is not exact.
+        LoradagError: an optimizer or an attention implementation that the device does not have, or
+            packing that is not exact.
     """
     check_optimizer(train.optimizer, model.device.type)
+    check_attention(train.attention, model.device.type)
     restore = keep_trained_parameters(model)
     stopping = train.early_stopping
     batch_size, accumulation = share_of(

@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerState
 
 from loradag.config.problems import LoradagError
-from loradag.training.guards import IGNORED, Guards, check_labels, check_optimizer
+from loradag.training.guards import IGNORED, Guards, check_attention, check_labels, check_optimizer
 from tests.conftest import run_stages
 from tests.training.conftest import copied
 
@@ -27,6 +27,13 @@ def test_paged_optimizers_are_refused_where_there_are_none() -> None:
         check_optimizer("paged_adamw_8bit", "mps")
     check_optimizer("adamw_torch", "mps")
     check_optimizer("paged_adamw_8bit", "cuda")
+
+
+def test_an_attention_without_a_gradient_is_refused(fresh) -> None:
+    with pytest.raises(LoradagError, match=r"train\.attention = 'flex_attention'.*on a CPU"):
+        check_attention("flex_attention", "cpu")
+    check_attention("flex_attention", "cuda")
+    check_attention("sdpa", "cpu")
 
 
 def test_a_learning_rate_that_ruins_the_model_is_refused(trained, tmp_path) -> None:
