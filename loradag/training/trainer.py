@@ -134,6 +134,8 @@ def make_trainer(
         store_as(model, dtype)
     if launch.strategy == "ddp":
         leave_frozen_parameters(model)
+    text = model.config.get_text_config()
+    returns_routing = getattr(text, "output_router_logits", None)
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -150,6 +152,9 @@ def make_trainer(
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LossBar())
     restore()
+    if returns_routing is not None:
+        # trl asks for it in each step of the training as well; a checkpoint would record it.
+        text.output_router_logits = returns_routing
     if train.packing and len(rows) > 1:
         first, second = (ids[: train.packing_tokens // 2] for ids in rows[:2]["input_ids"])
         verify_packing(model, trainer.data_collator, first, second)
