@@ -25,15 +25,15 @@ WITH_EXPERTS = ("Mixtral", "Qwen3-MoE")
 SPACE_ADDED = ("Llama 2", "Mistral", "Phi 3", "Mixtral")
 FAST = [
     ("Llama 2", "nf4"), ("Qwen 2", "int8"), ("Gemma 3", "symmetric"), ("GPT-NeoX", "none"),
-    ("SmolLM3", "none"),    ("Qwen3-MoE", "nf4"),
+    ("SmolLM3", "none"), ("Mixtral", "none"), ("Qwen3-MoE", "nf4"),
 ]  # fmt: skip
 TITLE = """# Architectures
 
 What `tests/test_architectures.py` found: a tiny random model of each architecture, with the kind of
-tokenizer that the real ones have, through fetch, prepare, quantize, train (LoRA; every weight where
-the model has experts), merge and export. A format in the table passed its verification: token ids,
-chat template and next-token distributions in its own runtime equal the merged model's. All others
-are refused before training, with the reason below.
+tokenizer that the real ones have, through fetch, prepare, quantize, train (LoRA on every matrix of
+the blocks, experts included), merge and export. A format in the table passed its verification:
+token ids, chat template and next-token distributions in its own runtime equal the merged model's.
+All others are refused before training, with the reason below.
 
 """
 
@@ -68,8 +68,8 @@ def run(root: Path, family: str, *overrides: str, **changes: Any) -> dict[str, d
 
 
 def overrides_of(family: str, scheme: str) -> list[str]:
-    trained = ["adapter=none"] if family in WITH_EXPERTS and scheme == "none" else []
-    return [f"quantize={scheme}", *trained]
+    without_dropout = ["adapter.dropout=0"] if family in WITH_EXPERTS else []
+    return [f"quantize={scheme}", *without_dropout]
 
 
 def cell(root: Path, family: str, scheme: str) -> str:
@@ -78,18 +78,72 @@ def cell(root: Path, family: str, scheme: str) -> str:
         found = run(root, family, *overrides_of(family, scheme))
     except LoradagError as error:
         return f"refused: {error}"
+    check_formats(found, family)
+    return ", ".join(found)
+
+
+def check_formats(found: dict[str, dict[str, Any]], family: str) -> None:
     assert set(found) == set(FORMATS)
     for name, numbers in found.items():
         adds_space = name.startswith("gguf") and family in SPACE_ADDED
         assert numbers["token_ids_match"] != adds_space
         assert numbers["perplexity"] == pytest.approx(numbers["expected_perplexity"], rel=1e-3)
-    return ", ".join(found)
 
 
 @pytest.mark.parametrize(("family", "scheme"), FAST)
 def test_passes_or_is_refused_before_training(tmp_path: Path, family: str, scheme: str) -> None:
     result = cell(tmp_path, family, scheme)
-    assert result.startswith("refused: model") == (family in WITH_EXPERTS)
+    is_refused = family in WITH_EXPERTS and scheme != "none"
+    assert result.startswith("refused: quantize.scheme") == is_refused
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", WITH_EXPERTS)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["adapter=none"],
+        ["adapter=rslora", "adapter.dropout=0"],
+        ["adapter.target_modules=[q_proj,v_proj]"],
+        ["adapter=dora", "adapter.target_modules=[q_proj,v_proj]"],
+        ["adapter=pissa", "adapter.target_modules=[q_proj,v_proj]"],
+        ["adapter=quantized_lora", "adapter.target_modules=[q_proj,v_proj]"],
+    ],
+    ids=str,
+)
+def test_experts_are_adapted_or_left_as_the_config_says(
+    tmp_path: Path, family: str, overrides: list[str]
+) -> None:
+    check_formats(run(tmp_path, family, "quantize=none", *overrides), family)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", WITH_EXPERTS)
+def test_an_adapter_of_experts_is_exported_for_peft(tmp_path: Path, family: str) -> None:
+    overrides = ["quantize=none", "adapter.dropout=0", "export.formats=[adapter]"]
+    numbers = run(tmp_path, family, *overrides)["adapter"]
+    assert numbers["perplexity"] == pytest.approx(numbers["expected_perplexity"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ([], r"adapter\.dropout = 0\.05"),
+        (["adapter=pissa"], r"adapter\.variant = pissa"),
+        (["adapter.dropout=0", "train=qat"], r"train\.method = qat"),
+        (["adapter=none", "train=qat"], r"train\.method = qat"),
+        (["adapter=none", "train=bitnet"], r"train\.method = bitnet"),
+        (["adapter.dropout=0", "export.formats=gguf_adapter"], r"adapter\.target_modules"),
+        (["adapter.dropout=0", "export.formats=compressed"], r"export\.formats"),
+        (["adapter.dropout=0", "launch=fsdp"], r"launch\.strategy = fsdp"),
+    ],
+    ids=str,
+)
+def test_what_would_leave_out_experts_is_refused_before_training(
+    tmp_path: Path, overrides: list[str], reason: str
+) -> None:
+    with pytest.raises(LoradagError, match=f"{reason}.*expert"):
+        run(tmp_path, "Mixtral", "quantize=none", *overrides)
 
 
 @pytest.fixture(scope="module")

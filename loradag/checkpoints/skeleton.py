@@ -9,11 +9,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Skeleton:
-    """Names are the model's own; a checkpoint may leave out `prefix`."""
+    """Names are the model's own; a checkpoint may leave out `prefix`.
 
-    parameters: frozenset[str]
-    tied: dict[str, str]  # parameter: the one whose storage it shares
-    transposed: frozenset[str]  # modules that store (in, out): GPT-2's Conv1D
+    Attributes:
+        model: without weights, on torch's device "meta".
+        parameters: the shape of each, in the order of the model's modules.
+        tied: parameter: the one whose storage it shares.
+        transposed: modules that store (in, out): GPT-2's Conv1D, and experts of some models.
+    """
+
+    model: Any
+    parameters: dict[str, tuple[int, ...]]
+    tied: dict[str, str]
+    transposed: frozenset[str]
     prefix: str
 
     def parameter(self, stored: str) -> str:
@@ -28,10 +36,16 @@ def read_skeleton(folder: Path) -> Skeleton:
 
     model = without_weights(folder)
     return Skeleton(
-        parameters=frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
+        model=model,
+        parameters={
+            name: tuple(parameter.shape)
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+        },
         tied=dict(model.all_tied_weights_keys),
         transposed=frozenset(
-            name for name, module in model.named_modules() if isinstance(module, Conv1D)
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, Conv1D) or getattr(module, "is_transposed", False)
         ),
         prefix=str(model.base_model_prefix),
     )

@@ -31,6 +31,19 @@ def is_targeted(config: Any, module: str) -> bool:
     return bool(check_target_module_exists(config, module))
 
 
+def names_of_experts() -> set[str]:
+    """What peft takes for the names of experts' matrices in old checkpoints: `gate_proj`, `w1`, ….
+
+    Why: in a model with experts peft adapts their parameters where such a name is targeted, and
+    leaves out a linear layer that has it, such as that of a layer without experts.
+    `peft.utils.transformers_weight_conversion` says what it maps in a private dictionary.
+    Unnecessary once peft adapts the linear layer as well.
+    """
+    from peft.utils.transformers_weight_conversion import _MOE_TARGET_MODULE_MAPPING
+
+    return {name for mapping in _MOE_TARGET_MODULE_MAPPING.values() for name in mapping}
+
+
 def dequantized_weight(layer: torch.nn.Module) -> torch.Tensor:
     """The weight (out, in) that a base layer computes with, in float32, whatever its scheme.
 
@@ -65,11 +78,18 @@ def load_on_offloaded(model: Any, folder: Path, **options: Any) -> Any:
     Unnecessary once peft loads an adapter on a base as it is placed.
 
     Raises:
-        LoradagError: the adapter has more than the matrices A and B.
+        LoradagError: the adapter has more than the matrices A and B, or adapts experts: peft adds
+            their update to weights that are not on the device yet.
     """
-    from peft import PeftModel, load_peft_weights
+    from peft import PeftConfig, PeftModel, load_peft_weights
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    if parameters := PeftConfig.from_pretrained(str(folder)).target_parameters:
+        raise LoradagError(
+            f"the device has no room for the model, whose adapter adapts {min(parameters)}. That "
+            "cannot be put on a model that is offloaded in part. Take a device with more memory, "
+            "or name layers without experts in adapter.target_modules, such as [q_proj,v_proj]."
+        )
     del model.hf_device_map
     tuned = PeftModel.from_pretrained(model, folder, low_cpu_mem_usage=True, **options)
     saved = load_peft_weights(str(folder), device="cpu")

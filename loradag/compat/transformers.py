@@ -21,6 +21,19 @@ def float32_parameters(model: Any, dtype: torch.dtype) -> Callable[[str], bool]:
     return lambda name: any(re.search(pattern, name) for pattern in patterns)
 
 
+def stored_pieces(model: Any, parameter: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`value` of a parameter, in the pieces and by the names that checkpoints of `model` have.
+
+    Why: checkpoints have a tensor for each expert, whose layers are one parameter in the model.
+    `revert_weight_conversion` is what `save_pretrained` calls; it has no page in the documentation.
+    Unnecessary once transformers documents it.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    pieces: dict[str, torch.Tensor] = revert_weight_conversion(model, {parameter: value})
+    return pieces
+
+
 def skipped_modules(model: Any, skip: list[str]) -> list[str]:
     """The modules that transformers leaves unquantised: `skip`, the output layer, what is tied.
 

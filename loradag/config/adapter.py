@@ -23,7 +23,7 @@ class Adapter:
     alpha: float | None = above(0)  # scale is alpha/r (rslora: alpha/sqrt(r))
     dropout: float | None = fraction()
     bias: str | None = one_of("none", "all", "lora_only")
-    target_modules: Any = module_names(pattern=True)  # "all-linear": every linear layer
+    target_modules: Any = module_names(pattern=True)  # "all-linear": every matrix of the blocks
     modules_to_save: list[str] | None = module_names(pattern=False)  # trained in full, next to it
     bits: int | None = between(2, 8)  # quantized_lora
     start: str | None = MISSING  # folder of an adapter to continue; null: a fresh one

@@ -18,6 +18,8 @@ from loradag.export.gguf_adapter import linked_base
 from loradag.export.gguf_format import FLOAT_TYPES
 from loradag.export.push import check_push
 from loradag.runtime.paths import Paths
+from loradag.training.experts import expert_matrices
+from loradag.training.lora import lora_config
 
 # Gemma's sizes whose attention scale llama.cpp takes from width and heads, by their layers.
 GEMMA_27B = {"gemma2": 46, "gemma3_text": 62}
@@ -27,13 +29,12 @@ def check_feasible(paths: Paths, config: Config) -> None:
     """Refuse a run that could only fail after its training.
 
     Raises:
-        LoradagError: the model has experts that no adapter or quantisation reaches, or llama.cpp
-            cannot run it, or a push has no token.
+        LoradagError: the model has experts that the run would leave out, or llama.cpp cannot run
+            it, or a push has no token.
     """
     check_push(config.export)
     described = json.loads((paths.base / "config.json").read_text(encoding="utf-8"))
-    if config.adapter.variant != "none" or config.quantize.scheme != "none":
-        _check_experts(paths.base)
+    _check_experts(paths.base, config)
     formats = listed(config.export.formats)
     if "gguf_adapter" in formats:
         _check_adapted_layers(paths.base, config.adapter)
@@ -70,21 +71,35 @@ def check_before_training(paths: Paths, config: Config) -> None:
         read_calibration_rows(paths.prepared / "calibration.parquet", 1, "export.type")
 
 
-def _check_experts(base: Path) -> None:
-    if experts := _find_experts(base):
+def _check_experts(base: Path, config: Config) -> None:
+    """Refuse what would leave out experts that it should reach, or was never tried on them."""
+    experts = _find_experts(base)
+    if experts is None:
+        return
+    if config.quantize.scheme != "none":
         raise LoradagError(
-            f"model: {experts}, which neither an adapter's linear layers nor quantize reaches. Set "
-            "adapter=none quantize=none to train every weight, or take a model without experts."
+            f"quantize.scheme: {experts}, which no scheme quantises. Take quantize=none."
+        )
+    if config.train.method != "sft":
+        raise LoradagError(
+            f"train.method = {config.train.method}: {experts}, whose weights it does not round. "
+            "Take train=sft."
+        )
+    if config.adapter.variant == "none":
+        return
+    adapted = lora_config(config.adapter, without_weights(base)).target_parameters
+    if adapted and config.launch.sharding is not None:
+        raise LoradagError(
+            f"launch.strategy = {config.launch.strategy}: {experts}, and adapters of these were "
+            "never tried on a divided model. Take launch=ddp or single, or name layers without "
+            "experts in adapter.target_modules, such as [q_proj,v_proj]."
         )
 
 
 def _find_experts(base: Path) -> str | None:
-    """Experts are one tensor of three dimensions in transformers 5, and no linear layers."""
     model = without_weights(base)
-    for name, parameter in model.named_parameters():
-        if parameter.dim() == 3 and "expert" in name:
-            kind = type(model).__name__
-            return f"{kind} has experts as tensors of three dimensions ({name})"
+    if matrices := expert_matrices(model):
+        return f"{type(model).__name__} has experts that are no linear layers ({matrices[0]})"
     return None
 
 
@@ -120,13 +135,18 @@ def _check_converter(base: Path) -> None:
 def _check_adapted_layers(base: Path, adapter: Adapter) -> None:
     """llama.cpp's LoRA file is for the matrices in the blocks."""
     from loradag.compat.peft import is_targeted
-    from loradag.training.lora import lora_config
 
+    model = without_weights(base)
+    config = lora_config(adapter, model)
+    if config.target_parameters:
+        raise LoradagError(
+            f"adapter.target_modules: means {min(config.target_parameters)}, and export.formats = "
+            "gguf_adapter has adapters of linear layers alone. Name layers without experts, such "
+            "as [q_proj,v_proj], or export gguf or adapter."
+        )
     if adapter.target_modules == "all-linear":  # without the output matrix
         return
-    model = without_weights(base)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    config = lora_config(adapter)
     for name, module in model.named_modules():
         if module in ends and is_targeted(config, name):
             raise LoradagError(

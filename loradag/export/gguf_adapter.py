@@ -29,7 +29,7 @@ def write_gguf_adapter(paths: Paths, path: Path, name: str) -> None:
     """
     updates = read_adapter(paths.adapter)
     others = sorted(updates.full) + [
-        module for module, update in updates.low_rank.items() if set(update.parts) != set(PARTS[:2])
+        name for name, update in updates.low_rank.items() if set(update.parts) != set(PARTS[:2])
     ]
     if others:
         raise LoradagError(
@@ -37,8 +37,11 @@ def write_gguf_adapter(paths: Paths, path: Path, name: str) -> None:
             "which alone llama.cpp's LoRA file has. Take export.formats=[adapter] or gguf."
         )
     factors = {
-        module: (update.parts[PARTS[0]].float(), update.parts[PARTS[1]].float() * update.scale)
-        for module, update in updates.low_rank.items()
+        name.removesuffix(".weight"): (
+            update.parts[PARTS[0]].float(),
+            update.parts[PARTS[1]].float() * update.scale,
+        )
+        for name, update in updates.low_rank.items()
     }
     config = json.loads((paths.adapter / CONFIG).read_text(encoding="utf-8"))
     try:

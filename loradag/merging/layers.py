@@ -18,23 +18,33 @@ ROUNDING = 1e-5  # of float32 sums
 
 
 def layer_outputs(tuned: Any) -> dict[str, torch.Tensor]:
-    """What each adapted layer of a `PeftModel` makes of the same random inputs, by its name."""
+    """What each adapted layer of a `PeftModel` makes of the same random inputs, by its name.
+
+    Experts and their router are adapted as parameters: these are named instead of a layer.
+    """
+    from peft.tuners.lora import ParamWrapper
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     base = tuned.get_base_model()
-    return {
-        name: _output(base, name)
-        for name, module in base.named_modules()
-        if isinstance(module, BaseTunerLayer)
-    }
+    outputs = {}
+    for name, module in base.named_modules():
+        if isinstance(module, ParamWrapper):
+            holder = name.replace(".base_layer", "")
+            weight = module.get_param()
+            update = module.get_delta_weight(*module.active_adapters)
+            outputs[f"{holder}.{module.parameter_name}"] = _product(weight) + _product(update)
+        elif isinstance(module, BaseTunerLayer):
+            outputs[name] = _output(base, name)
+    return outputs
 
 
 def largest_error(merged: Any, outputs: dict[str, torch.Tensor]) -> tuple[str, float]:
     """The layer of the merged model that differs most from `outputs`, and ‖y' − y‖ / ‖y‖ of it."""
-    errors = {
-        name: float((_output(merged, name) - output).norm() / output.norm())
-        for name, output in outputs.items()
-    }
+    parameters = dict(merged.named_parameters())
+    errors = {}
+    for name, output in outputs.items():
+        found = _product(parameters[name]) if name in parameters else _output(merged, name)
+        errors[name] = float((found - output).norm() / output.norm())
     name = max(errors, key=lambda name: errors[name])
     return name, errors[name]
 
@@ -50,6 +60,15 @@ def rounding_bound(stored: list[torch.dtype], compute: torch.dtype) -> float:
 
     coarsest = max(torch.finfo(dtype).eps for dtype in stored)
     return max(coarsest, 4 * torch.finfo(compute).eps, ROUNDING)
+
+
+def _product(weight: torch.Tensor) -> torch.Tensor:
+    """The products of random inputs and the matrices (…, out, in)."""
+    import torch
+
+    noise = torch.randn(INPUTS, weight.shape[-1], generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return (noise.to(weight) @ weight.mT).float().cpu()
 
 
 def _output(model: Any, name: str) -> torch.Tensor:

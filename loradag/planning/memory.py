@@ -3,22 +3,25 @@
 P parameters; T trainable ones; b bytes of the compute dtype; t tokens of the largest batch; h
 hidden and I intermediate size; V vocabulary.
 
-    train = process + weights + 16 T + rounded + activations + logits
+    train = process + weights + 16 T + rounded + experts + activations + logits
 
 - weights: b a parameter; of quantized linear layers what their scheme stores.
 - 16 T: trainable parameters, their gradients and Adam's two moments, in float32; less with an
   optimizer that keeps less.
 - rounded: under qat and bitnet the rounded weights of the linear layers, which the backward pass
   needs; with an adapter also the update and its sum with the weights.
+- experts: adapted experts compute with the sum of their weights and the update, which the backward
+  pass needs; it takes twice the sum of one layer more, for the gradient.
 - activations: what autograd keeps of each layer for the backward pass, counted on the Llama family:
   for a token b (10.4 h + 4 I); on frozen weights b (8 h + 4 I), and with dropout before every
   adapter b (17.6 h + 5 I). More by nearly a half, for what the allocator cannot fill.
 - logits: t V in float32, as logits, log-probabilities and their gradients, and trl's metrics.
 
 `merge` writes a tensor at a time; its peak is the verification, which loads one model after the
-other in float32, and maps a checkpoint of 16 bits while its weights are converted:
+other in float32, and maps a checkpoint of 16 bits while its weights are converted. Of E parameters
+of experts it has the stored pieces as well, in float32, while they are joined:
 
-    merge = process + 6 P + logits
+    merge = process + 6 P + 4 E + logits
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loradag.planning.parameters import trainable_parameters
+from loradag.planning.parameters import adapted_experts, trainable_parameters
 from loradag.planning.shape import Shape
 from loradag.training.shares import share_of
 
@@ -55,14 +58,15 @@ class TrainMemory:
     weights: float
     trained: float  # trainable parameters, gradients, moments
     rounded: float
+    experts: float
     activations: float
     logits: float
     layer: float  # of the weights: one layer, which full sharding gathers to compute it
 
     @property
     def total(self) -> int:
-        parts = (self.weights, self.trained, self.rounded, self.activations, self.logits)
-        return int(self.process + sum(parts))
+        kept = self.rounded + self.experts + self.activations + self.logits
+        return int(self.process + self.weights + self.trained + kept)
 
     def on_each_of(self, devices: int, sharding: str | None = "full_shard") -> int:
         """On each device, the same batch on each of them.
@@ -76,7 +80,7 @@ class TrainMemory:
             return self.total
         if sharding == "shard_grad_op":
             return int(self.total - self.trained * (1 - 1 / devices))
-        divided = (self.weights + self.trained + self.rounded) / devices
+        divided = (self.weights + self.trained + self.rounded + self.experts) / devices
         return int(self.process + divided + self.layer + self.activations + self.logits)
 
 
@@ -106,6 +110,7 @@ def train_memory(shape: Shape, params: Mapping[str, Any], longest: int | None) -
         weights=weights,
         trained=kept * trainable_parameters(shape, adapter),
         rounded=_rounded_copies(params) * width * shape.linear_parameters,
+        experts=width * adapted_experts(shape, adapter) * (layers + 2) / shape.layers,
         activations=ALLOCATOR * width * tokens * layers * _kept_floats(shape, adapter),
         logits=LOGITS * 4 * tokens * shape.vocabulary,
         layer=width * shape.linear_parameters / shape.layers,
@@ -114,7 +119,7 @@ def train_memory(shape: Shape, params: Mapping[str, Any], longest: int | None) -
 
 def merge_bytes(shape: Shape, params: Mapping[str, Any], longest: int | None) -> int:
     """Peak of `merge`: a model in float32, its mapped checkpoint, and the logits of a row."""
-    weights = (4 + 2) * shape.parameters
+    weights = (4 + 2) * shape.parameters + 4 * shape.experts
     row = longest or params["prepare"]["max_tokens"]
     logits = LOGITS * 4 * row * shape.vocabulary
     return _process(params, MERGE_PROCESS) + weights + logits

@@ -14,6 +14,7 @@ from typing import Any
 from loradag.config.adapter import Adapter
 from loradag.config.problems import LoradagError
 from loradag.planning.shape import Linear, Shape
+from loradag.training.experts import expert_matrices
 
 
 def shape_on_meta(config: Mapping[str, Any]) -> Shape | None:
@@ -45,11 +46,14 @@ def shape_on_meta(config: Mapping[str, Any]) -> Shape | None:
             names[id(output)], output.in_features, output.out_features, output.bias is not None
         ),
         config=json.dumps(config),
+        experts=sum(model.get_parameter(name).numel() for name in expert_matrices(model)),
     )
 
 
-def count_on_meta(config: Mapping[str, Any], adapter: Mapping[str, Any]) -> tuple[int, int]:
+def count_on_meta(config: Mapping[str, Any], adapter: Mapping[str, Any]) -> tuple[int, int, int]:
     """Trainable and all parameters of the model with the adapter, as peft counts them.
+
+    The third number is that of the parameters which peft adapts as such: experts.
 
     Raises:
         LoradagError: peft cannot add the adapter to this model.
@@ -58,15 +62,17 @@ def count_on_meta(config: Mapping[str, Any], adapter: Mapping[str, Any]) -> tupl
 
     from loradag.training.lora import lora_config
 
+    model = _model(config)
+    chosen = lora_config(Adapter(**adapter), model)
     # PiSSA takes A and B from the weights, of which there are none; it has as many as LoRA.
-    variant = "lora" if adapter["variant"] == "pissa" else adapter["variant"]
-    chosen = lora_config(Adapter(**{**adapter, "variant": variant}))
+    chosen.init_lora_weights = True
+    experts = sum(model.get_parameter(name).numel() for name in chosen.target_parameters or ())
     try:
-        tuned = get_peft_model(_model(config), chosen)
+        tuned = get_peft_model(model, chosen)
     except ValueError as error:
         raise LoradagError(f"adapter: peft cannot add it to this model: {error}") from error
     trainable, total = tuned.get_nb_trainable_parameters()
-    return int(trainable), int(total)
+    return int(trainable), int(total), experts
 
 
 def _model(config: Mapping[str, Any]) -> Any:

@@ -131,9 +131,16 @@ def total_parameters(shape: Shape, adapter: Mapping[str, Any]) -> int:
     return shape.parameters + trainable_parameters(shape, without_bias)
 
 
+def adapted_experts(shape: Shape, adapter: Mapping[str, Any]) -> int:
+    """Parameters of the experts that the adapter updates."""
+    if adapter["variant"] == "none" or shape.config is None:
+        return 0
+    return _count_on_meta(shape.config, json.dumps(adapter))[2]
+
+
 @cache
-def _count_on_meta(config: str, adapter: str) -> tuple[int, int]:
-    """Trainable and all parameters; a sweep's jobs often have the same adapter."""
+def _count_on_meta(config: str, adapter: str) -> tuple[int, int, int]:
+    """As `count_on_meta`; a sweep's jobs often have the same adapter."""
     from loradag.planning.meta_model import count_on_meta
 
     return count_on_meta(json.loads(config), json.loads(adapter))

@@ -31,6 +31,7 @@ class Shape:
         embedding: tokens to hidden.
         output: hidden to tokens; tied or not.
         config: as JSON, where the formulas do not cover the model; then peft counts on it.
+        experts: parameters of experts and routers, which are no linear layers.
     """
 
     parameters: int
@@ -41,6 +42,7 @@ class Shape:
     embedding: Linear
     output: Linear
     config: str | None = None
+    experts: int = 0
 
     @property
     def vocabulary(self) -> int:

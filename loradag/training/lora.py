@@ -21,27 +21,102 @@ from typing import Any
 
 from loradag.config.adapter import Adapter
 from loradag.config.problems import LoradagError
+from loradag.training.experts import expert_matrices, parent
 
 INITIAL = "initial"
 
 
-def lora_config(adapter: Adapter) -> Any:
-    """peft's configuration of `adapter`."""
+def lora_config(adapter: Adapter, model: Any) -> Any:
+    """peft's configuration of `adapter` for `model`.
+
+    Raises:
+        LoradagError: the target modules are not in a model with experts, or the adapter's form has
+            no counterpart for experts.
+    """
     from peft import LoraConfig
 
-    modules = adapter.target_modules
+    modules: str | list[str] = adapter.target_modules
+    modules = modules if isinstance(modules, str) else sorted(modules)
+    parameters = None
+    if matrices := expert_matrices(model):
+        modules, parameters = _targets(modules, model, matrices)
+        _check_form(adapter, parameters)
     return LoraConfig(
         r=adapter.r,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         bias=adapter.bias,
-        target_modules=modules if isinstance(modules, str) else sorted(modules),
+        target_modules=modules,
+        target_parameters=parameters or None,
         modules_to_save=adapter.modules_to_save,
         use_rslora=adapter.variant == "rslora",
         use_dora=adapter.variant == "dora",
         init_lora_weights="pissa" if adapter.variant == "pissa" else True,
         task_type="CAUSAL_LM",
     )
+
+
+def _targets(
+    asked: str | list[str], model: Any, matrices: list[str]
+) -> tuple[list[str], list[str]]:
+    """The modules and the parameters that `asked` means in a model with experts, by full names.
+
+    Args:
+        asked: `adapter.target_modules`.
+        matrices: parameters that are matrices of experts; named by themselves or by their module.
+    """
+    import torch
+    from peft import LoraConfig
+    from transformers.pytorch_utils import Conv1D
+
+    from loradag.compat.peft import is_targeted, names_of_experts
+
+    kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    if asked == "all-linear":
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        modules = [name for name, module in layers.items() if module not in ends]
+        parameters = list(matrices)
+    else:
+        modules, parameters = [], []
+        for pattern in [asked] if isinstance(asked, str) else asked:
+            config = LoraConfig(target_modules=asked if isinstance(asked, str) else [pattern])
+            found = [name for name in layers if is_targeted(config, name)]
+            inside = [
+                name
+                for name in matrices
+                if is_targeted(config, name) or is_targeted(config, parent(name))
+            ]
+            if not found + inside:
+                names = (name.removesuffix(".weight") for name in (*layers, *matrices))
+                known = sorted({name.rpartition(".")[2] for name in names})
+                raise LoradagError(
+                    f"adapter.target_modules: {pattern!r} is neither a linear layer nor a matrix "
+                    f"of experts of {type(model).__name__}, which has {', '.join(known)}."
+                )
+            modules += found
+            parameters += inside
+    misread = {name for name in modules if name.rpartition(".")[2] in names_of_experts()}
+    parameters += [f"{name}.weight" for name in misread]
+    return sorted(set(modules) - misread), list(dict.fromkeys(parameters))
+
+
+def _check_form(adapter: Adapter, parameters: list[str]) -> None:
+    """Refuse what peft cannot do to parameters."""
+    if not parameters:
+        return
+    refused = {
+        f"adapter.variant = {adapter.variant}": adapter.variant not in ("lora", "rslora"),
+        f"adapter.dropout = {adapter.dropout}": bool(adapter.dropout),
+    }
+    for setting, is_refused in refused.items():
+        if is_refused:
+            raise LoradagError(
+                f"{setting}: peft adapts {parameters[0]} as a parameter, as it does experts, not "
+                "as a linear layer, and only by lora or rslora without dropout. Set adapter=lora "
+                "adapter.dropout=0, or name other layers in adapter.target_modules, such as "
+                "[q_proj,v_proj]."
+            )
 
 
 def add_adapter(
@@ -73,7 +148,7 @@ def add_adapter(
                 f"adapter.modules_to_save names {module!r}, and the model has no such module. "
                 "Name one that it has, such as lm_head or embed_tokens, or set it to null."
             )
-    config = lora_config(adapter)
+    config = lora_config(adapter, model)
     register_layers(config, layers or {})
     try:
         tuned = get_peft_model(model, config)

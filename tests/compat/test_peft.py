@@ -2,10 +2,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from loradag.compat.peft import (
     dequantized_weight,
     is_targeted,
+    names_of_experts,
     pattern_value,
     register_layers,
 )
@@ -64,3 +66,17 @@ def test_the_targeted_modules_are_those_that_peft_adapts(tiny_base, targets):
     tuned = get_peft_model(model, config).get_base_model()
     adapted = {name for name, module in tuned.named_modules() if isinstance(module, Linear)}
     assert {name for name in names if is_targeted(config, name)} == adapted
+
+
+def test_linear_layers_with_a_name_of_experts_are_left_out_by_peft():
+    """Without that, the names are of no use."""
+    config = AutoConfig.for_model(
+        "qwen3_moe", vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_experts=4,
+        moe_intermediate_size=16, mlp_only_layers=[0],
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    linear = {n.rpartition(".")[2] for n, m in model.named_modules() if type(m) is torch.nn.Linear}
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear")).get_base_model()
+    adapted = {n.rpartition(".")[2] for n, m in tuned.named_modules() if isinstance(m, Linear)}
+    assert linear - adapted - {"lm_head"} == names_of_experts() & linear != set()

@@ -11,6 +11,14 @@ SHAPE = {
     "num_attention_heads": 4, "num_key_value_heads": 2,
 }  # fmt: skip
 GPT2 = {"vocab_size": 128, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+EXPERTS = {
+    "mixtral": SHAPE | {"num_local_experts": 4},
+    # The first layer has no experts.
+    "qwen3_moe": SHAPE | {"head_dim": 8, "num_experts": 4, "moe_intermediate_size": 16,
+                          "mlp_only_layers": [0]},
+    # (experts, in, out), stored as one tensor
+    "gpt_oss": SHAPE | {"head_dim": 8, "num_local_experts": 4, "intermediate_size": 16},
+}  # fmt: skip
 ARCHITECTURES = {
     "llama": SHAPE, "mistral": SHAPE, "qwen2": SHAPE, "gemma": SHAPE | {"head_dim": 8},
     "gpt2": GPT2,
@@ -26,7 +34,7 @@ def save_base(tmp_path: Path) -> Callable[..., Path]:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         config = AutoConfig.for_model(
-            architecture, **ARCHITECTURES[architecture], tie_word_embeddings=tied
+            architecture, **(ARCHITECTURES | EXPERTS)[architecture], tie_word_embeddings=tied
         )
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))

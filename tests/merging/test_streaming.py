@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from loradag.config.problems import LoradagError
 from loradag.merging.streaming import merge_streaming
-from tests.merging.conftest import ARCHITECTURES
+from loradag.training.experts import expert_matrices
+from tests.merging.conftest import ARCHITECTURES, EXPERTS
 
 TOKENS = torch.arange(24).reshape(2, 12) * 5
 
@@ -59,6 +60,41 @@ def test_equals_peft(
     theirs = model.merge_and_unload().state_dict()
     assert ours.keys() == theirs.keys()
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
+@pytest.mark.parametrize("architecture", EXPERTS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_rslora": True, "rank_pattern": {"gate_up_proj": 2}},
+        {"target_modules": ["q_proj"], "modules_to_save": ["experts"]},
+        {"target_parameters": None},  # peft's own choice, with twice the rank for two projections
+    ],
+    ids=str,
+)
+def test_experts_equal_pefts(
+    save_base: Callable[..., Path],
+    save_adapter: Callable[..., Any],
+    tmp_path: Path,
+    architecture: str,
+    options: dict[str, Any],
+) -> None:
+    base = save_base(architecture, tied=False, shard="20KB")
+    before = AutoModelForCausalLM.from_pretrained(base)
+    matrices = expert_matrices(before)
+    chosen = {"target_modules": ["q_proj"], "target_parameters": matrices}
+    if "modules_to_save" in options or "target_parameters" in options:
+        chosen = {}
+    model = save_adapter(base, tmp_path / "adapter", **(chosen | options))
+    ours = merged(base, tmp_path / "adapter", tmp_path / "merged").state_dict()
+    theirs = model.merge_and_unload().state_dict()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    changed = {name for name in matrices if not torch.equal(ours[name], before.get_parameter(name))}
+    assert changed or architecture == "gpt_oss"
+    if chosen:
+        assert changed == set(matrices)
 
 
 @pytest.mark.parametrize(

@@ -101,9 +101,9 @@ def test_one_layer_left_out_is_caught(
 
     read = streaming.read_adapter
 
-    def without_one(folder: Path) -> Any:
-        updates = read(folder)
-        del updates.low_rank["model.layers.1.self_attn.k_proj"]
+    def without_one(folder: Path, parameters: Any) -> Any:
+        updates = read(folder, parameters)
+        del updates.low_rank["model.layers.1.self_attn.k_proj.weight"]
         return updates
 
     monkeypatch.setattr(streaming, "read_adapter", without_one)

@@ -47,9 +47,8 @@ def test_a_model_to_train_is_never_offloaded(tiny_base, small_memory):
 def save_adapter(base: Path, folder: Path, **config) -> None:
     torch.manual_seed(0)
     model = load_model(base, torch.float32, to_train=True)
-    adapter = LoraConfig(
-        r=3, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM", **config
-    )
+    config = {"target_modules": "all-linear"} | config
+    adapter = LoraConfig(r=3, init_lora_weights=False, task_type="CAUSAL_LM", **config)
     get_peft_model(model, adapter).save_pretrained(folder)
 
 
@@ -74,6 +73,13 @@ def test_an_adapter_that_cannot_be_put_on_an_offloaded_model_is_refused(
     paths = Paths(tmp_path)
     save_adapter(tiny_base, paths.adapter, use_dora=True)
     with pytest.raises(LoradagError, match=r"no room .*lora_magnitude_vector"):
+        load_tuned(paths, load_model(tiny_base, torch.float32))
+
+
+def test_adapted_experts_cannot_be_put_on_an_offloaded_model(tiny_base, tmp_path, small_memory):
+    paths = Paths(tmp_path)
+    save_adapter(tiny_base, paths.adapter, target_modules=[], target_parameters=["up_proj.weight"])
+    with pytest.raises(LoradagError, match=r"no room .*up_proj\.weight"):
         load_tuned(paths, load_model(tiny_base, torch.float32))
 
 

@@ -32,6 +32,10 @@ MIDDLE = [
 ]
 
 
+EXPERTS = [
+    "quantize=none", "adapter.dropout=0", "train.dtype=float32", "export=safetensors",
+    "model.config.model_type=mixtral", "+model.config.num_local_experts=4",
+]  # fmt: skip
 MEASURED = """
 import atexit, runpy, sys
 from loradag.runtime import peak_rss_bytes
@@ -84,6 +88,8 @@ def test_estimates_are_within_a_quarter_of_the_peaks(
         ["quantize=none", "adapter=none", "train=qat", "train.batch_size=8"],
         ["quantize=none", "train=qat", "train.batch_size=8"],
         ["quantize=none", "adapter=none", "train=bitnet", "train.batch_size=8"],
+        EXPERTS,
+        [*EXPERTS, "train.gradient_checkpointing=true"],
     ],
     ids=str,
 )

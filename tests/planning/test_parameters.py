@@ -35,7 +35,15 @@ OTHERS: list[dict[str, Any]] = [
     {"model_type": "qwen3"},
     {"model_type": "gemma3_text", "head_dim": 8},
     {"model_type": "mixtral", "num_local_experts": 4},  # its experts are no linear layers
+    # One layer of three has experts.
+    {
+        "model_type": "qwen3_moe",
+        "num_experts": 4,
+        "moe_intermediate_size": 16,
+        "mlp_only_layers": [0, 2],
+    },
 ]
+EXPERTS = OTHERS[-2:]
 ADAPTERS: list[list[str]] = [
     [],
     ["adapter.r=3"],
@@ -102,13 +110,14 @@ def test_an_adapter_has_as_many_as_peft_counts(
     section = plain(compose(["model=tiny", "quantize=none", "adapter.dropout=0", *overrides]))[
         "adapter"
     ]
-    if config["model_type"] in ("phi", "mixtral") and "mlp" in str(section["target_modules"]):
+    if config["model_type"] == "phi" and "mlp" in str(section["target_modules"]):
         pytest.skip("its feed-forward layers have other names")
-    if config["model_type"] == "mixtral" and section["variant"] == "dora":
-        pytest.skip("peft has no DoRA of fused experts")
+    if config in EXPERTS and section["variant"] == "dora":
+        pytest.skip("peft has no DoRA of experts")
     shape = model_shape({"source": "random", "config": SIZES | config})
     assert shape is not None
-    tuned = get_peft_model(make(config), lora_config(Adapter(**section)))
+    model = make(config)
+    tuned = get_peft_model(model, lora_config(Adapter(**section), model))
     trainable, total = tuned.get_nb_trainable_parameters()
     assert trainable_parameters(shape, section) == trainable
     assert total_parameters(shape, section) == total
@@ -135,12 +144,11 @@ def test_without_an_adapter_all_is_trained() -> None:
     assert trainable_parameters(shape, params["adapter"]) == shape.parameters == 139_584
 
 
-def test_an_adapter_that_peft_refuses_is_an_error_with_its_reason() -> None:
-    """Fused experts take no dropout."""
+def test_an_adapter_that_experts_do_not_take_is_an_error_with_its_reason() -> None:
     shape = model_shape({"source": "random", "config": SIZES | OTHERS[-1]})
     section = plain(compose(["model=tiny", "adapter.dropout=0.1"]))["adapter"]
     assert shape is not None
-    with pytest.raises(LoradagError, match="lora_dropout"):
+    with pytest.raises(LoradagError, match=r"adapter\.dropout = 0\.1: .*experts\.gate_up_proj"):
         trainable_parameters(shape, section)
 
 

@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from loradag.config.composition import compose, write_params
 from loradag.runtime import Paths
 from loradag.training.resume import LIBRARIES, code_files, last_checkpoint, training_key
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_stages, smoke_config
 from tests.training.conftest import copied, hashes
 
 STAGE = [sys.executable, "-m", "stages.train"]
@@ -70,6 +73,33 @@ def test_killed_it_continues_to_the_same_bytes(trained, tmp_path) -> None:
     assert 0 < read_report(paths)["resumed_from_step"] < 8
     assert hashes(paths.adapter) == hashes(trained[0].adapter)
     assert paths.loss.read_bytes() == trained[0].loss.read_bytes()
+
+
+@pytest.mark.slow
+def test_an_adapter_of_experts_is_resumed_and_continued(tmp_path) -> None:
+    overrides = [
+        "quantize=none", "adapter.dropout=0", "train.checkpoint_steps=1", "export=safetensors",
+        "model.config.model_type=mixtral", "+model.config.num_local_experts=4",
+    ]  # fmt: skip
+    config, whole, parts = smoke_config(*overrides), Paths(tmp_path / "1"), Paths(tmp_path / "2")
+    whole.root.mkdir()
+    run_stages(whole, config, "fetch", "prepare", "quantize")
+    write_params(compose(["experiment=smoke", *overrides]), whole.root)
+    shutil.copytree(whole.root, parts.root)
+    finish(start(whole.root))
+    killed(start(parts.root), parts)
+    finish(start(parts.root))
+    assert 0 < read_report(parts)["resumed_from_step"] < 8
+    assert hashes(parts.adapter) == hashes(whole.adapter)
+
+    still = replace(config.train, learning_rate=1e-9, max_steps=1, warmup_steps=0)
+    adapter = replace(config.adapter, start=str(whole.adapter))
+    run_stages(parts, replace(config, train=still, adapter=adapter), "train")
+    before, after = (load_file(p.adapter / "adapter_model.safetensors") for p in (whole, parts))
+    assert before.keys() == after.keys()
+    assert any(".experts.base_layer.lora_B" in name and t.any() for name, t in before.items())
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-6)
 
 
 def test_killed_and_edited_it_starts_anew(trained, tmp_path) -> None:
