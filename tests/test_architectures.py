@@ -104,6 +104,7 @@ def test_passes_or_is_refused_before_training(tmp_path: Path, family: str, schem
     [
         ["adapter=none"],
         ["adapter=rslora", "adapter.dropout=0"],
+        ["adapter.dropout=0", "launch=fsdp", "launch.processes=2", "train.batch_size=2"],
         ["adapter.target_modules=[q_proj,v_proj]"],
         ["adapter=dora", "adapter.target_modules=[q_proj,v_proj]"],
         ["adapter=pissa", "adapter.target_modules=[q_proj,v_proj]"],
@@ -135,7 +136,7 @@ def test_an_adapter_of_experts_is_exported_for_peft(tmp_path: Path, family: str)
         (["adapter=none", "train=bitnet"], r"train\.method = bitnet"),
         (["adapter.dropout=0", "export.formats=gguf_adapter"], r"adapter\.target_modules"),
         (["adapter.dropout=0", "export.formats=compressed"], r"export\.formats"),
-        (["adapter.dropout=0", "launch=fsdp"], r"launch\.strategy = fsdp"),
+        (["adapter.dropout=0", "launch=deepspeed"], r"launch\.strategy = deepspeed"),
     ],
     ids=str,
 )

@@ -88,11 +88,11 @@ def _check_experts(base: Path, config: Config) -> None:
     if config.adapter.variant == "none":
         return
     adapted = lora_config(config.adapter, without_weights(base)).target_parameters
-    if adapted and config.launch.sharding is not None:
+    if adapted and config.launch.strategy == "deepspeed":
         raise LoradagError(
-            f"launch.strategy = {config.launch.strategy}: {experts}, and adapters of these were "
-            "never tried on a divided model. Take launch=ddp or single, or name layers without "
-            "experts in adapter.target_modules, such as [q_proj,v_proj]."
+            f"launch.strategy = deepspeed: {experts}, whose adapters were never tried on a model "
+            "that it divides. Take launch=fsdp or ddp, or name layers without experts in "
+            "adapter.target_modules, such as [q_proj,v_proj]."
         )
 
 

@@ -80,8 +80,9 @@ class TrainMemory:
             return self.total
         if sharding == "shard_grad_op":
             return int(self.total - self.trained * (1 - 1 / devices))
-        divided = (self.weights + self.trained + self.rounded + self.experts) / devices
-        return int(self.process + divided + self.layer + self.activations + self.logits)
+        divided = (self.weights + self.trained + self.rounded) / devices
+        whole = self.layer + self.experts + self.activations + self.logits
+        return int(self.process + divided + whole)
 
 
 def train_bytes(shape: Shape, params: Mapping[str, Any], longest: int | None) -> int:
