@@ -4,7 +4,7 @@
 
 For each job: which stages would run and which come from the cache, how many parameters would be
 trained, and about how much memory `train` and `merge` would take. For all jobs: about how long they
-take, by earlier runs in MLflow, and how much disk.
+take, by earlier runs in MLflow, and how much disk. Without overrides: what `dvc repro` would do.
 """
 
 import shlex
@@ -22,7 +22,8 @@ def plan(arguments: list[str]) -> None:
     planned = overview(overrides, bool(several & set(arguments)), Path())
     print_overview(planned)
     print_costs(planned, Path())
-    print("Run it:", shlex.join(["python", "-m", "stages.sweep", *arguments]))
+    sweep = shlex.join(["python", "-m", "stages.sweep", *arguments])
+    print("Run it:", sweep if arguments else "dvc repro")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,10 @@ from hydra.errors import HydraException
 from loradag.comparison.ranking import short
 from loradag.compat.dvc import cache_folder
 from loradag.config.problems import ConfigError, LoradagError
+from loradag.config.validation import load_config
 from loradag.planning.grid import (
+    Composer,
+    Job,
     composer,
     expand,
     is_grid,
@@ -56,6 +59,8 @@ class Overview:
 def overview(overrides: list[str], several: bool, project: Path) -> Overview:
     """The plan for `overrides`; `several`: as a multirun.
 
+    Without overrides it is the plan of what `params.yaml` says, as `dvc repro` runs it.
+
     Raises:
         LoradagError: an override that does not fit, or without `several` a rule that is broken.
     """
@@ -71,8 +76,12 @@ def overview(overrides: list[str], several: bool, project: Path) -> Overview:
                     trials = int(master.hydra.sweeper.get("n_trials", 0))
                     fixed = [o for o in sweep_overrides(master) if o.split("=")[0] not in keys]
                     jobs, keys = [compose.job(fixed)], []
-            else:
+            elif overrides:
+                _check_single(compose, overrides)
                 keys, jobs = [], [compose.job(overrides)]
+            else:
+                config = load_config(project / "params.yaml")
+                keys, jobs = [], [Job((), asdict(config))]
         except HydraException as error:
             causes = [str(error), str(error.__cause__ or "")]
             raise LoradagError("\n".join(line for line in causes if line)) from error
@@ -89,6 +98,11 @@ def overview(overrides: list[str], several: bool, project: Path) -> Overview:
         swept = {key: given[key] for key in keys if key in given}
         plans.append(_plan(pipelines[until], swept, job.params, job.problems))
     return Overview(plans, keys, trials)
+
+
+def _check_single(compose: Composer, overrides: list[str]) -> None:
+    if keys := swept_keys(compose.master(overrides)):
+        raise LoradagError(f"{keys[0]} has several values, which a sweep takes in turn: add -m.")
 
 
 def _plan(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from loradag.config.composition import compose, write_params
 from tests.sweeps.conftest import Toy
 from tests.sweeps.conftest import store as store
 from tests.sweeps.conftest import toy as toy
@@ -24,6 +25,24 @@ def test_the_plan_is_what_then_runs(toy: Toy) -> None:
     assert "10 stage runs of 30: train 2, evaluate 2, report 6." in output
     _, output = toy.run("stages.plan", "adapter.r=8", "quantize=int8")
     assert "3 stage runs of 7: merge 1, export 1, report 1." in output
+
+
+def test_without_overrides_it_is_the_plan_of_params_yaml(toy: Toy) -> None:
+    code, output = toy.run("stages.plan")
+    assert code == 1
+    assert "is not there" in output
+    write_params(compose(["adapter.r=8", "quantize=int8"]), toy.root)
+    _, planned = toy.run("stages.plan")
+    _, given = toy.run("stages.plan", "adapter.r=8", "quantize=int8")
+    *table, command = planned.splitlines()
+    assert table == given.splitlines()[:-1]
+    assert command == "Run it: dvc repro"
+
+
+def test_several_values_without_a_multirun_are_refused(toy: Toy) -> None:
+    code, output = toy.run("stages.plan", "adapter.r=4,8")
+    assert code == 1
+    assert "adapter.r has several values" in output
 
 
 def test_a_broken_rule_and_an_unknown_key_are_reported(toy: Toy) -> None:
