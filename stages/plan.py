@@ -16,7 +16,9 @@ from loradag.config.problems import LoradagError
 
 def plan(arguments: list[str]) -> None:
     from loradag.planning.overview import overview, print_costs, print_overview
+    from loradag.runtime.environment import silence_libraries
 
+    silence_libraries()
     several = {"-m", "--multirun"}
     overrides = [argument for argument in arguments if argument not in several]
     planned = overview(overrides, bool(several & set(arguments)), Path())

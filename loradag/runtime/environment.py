@@ -23,10 +23,10 @@ def configure(runtime: Runtime) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # cuBLAS is deterministic only with a fixed workspace.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    _silence_libraries()
+    silence_libraries()
 
 
-def _silence_libraries() -> None:
+def silence_libraries() -> None:
     """Silence what the libraries report about each other: nothing that a user could act on."""
     # Kernels for other machines than this one, and types registered with torch.
     logging.getLogger("torchao").setLevel(logging.ERROR)
