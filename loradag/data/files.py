@@ -59,11 +59,11 @@ def read_files(index: int, source: Source) -> Iterator[Block]:
                 yield block
         except (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, zlib.error) as error:
             raise LoradagError(
-                f"{_key(source)}: {label}: {type(error).__name__}: {error}. Check that it is what "
+                f"{source.key}: {label}: {type(error).__name__}: {error}. Check that it is what "
                 "its ending states."
             ) from error
         if empty:
-            raise LoradagError(f"{_key(source)}: {label} is empty. Name files with rows in them.")
+            raise LoradagError(f"{source.key}: {label} is empty. Name files with rows in them.")
 
 
 def list_files(source: Source) -> list[Path]:
@@ -75,7 +75,7 @@ def list_files(source: Source) -> list[Path]:
             found = [file for file in _walk(place, source) if _ending(file)]
             if not found:
                 raise LoradagError(
-                    f"{_key(source)} = {path!r}: the folder has no file that ends in one of "
+                    f"{source.key} = {path!r}: the folder has no file that ends in one of "
                     f"{', '.join(ENDINGS)}."
                 )
         elif place.is_file():
@@ -84,12 +84,12 @@ def list_files(source: Source) -> list[Path]:
             matches = glob.glob(str(place), recursive=True) if glob.has_magic(path) else []
             found = [Path(match) for match in matches if Path(match).is_file()]
             if not found:
-                raise LoradagError(f"{_key(source)} = {path!r}: no such file.")
+                raise LoradagError(f"{source.key} = {path!r}: no such file.")
         files |= set(found)
     for file in sorted(files):
         if not _ending(file):
             raise LoradagError(
-                f"{_key(source)}: {file}: unknown ending. Use one of {', '.join(ENDINGS)}, also "
+                f"{source.key}: {file}: unknown ending. Use one of {', '.join(ENDINGS)}, also "
                 f"with {', '.join(COMPRESSED)} after it."
             )
     return sorted(files)
@@ -107,7 +107,7 @@ def _walk(folder: Path, source: Source) -> Iterator[Path]:
 def _refuse_link(folder: Path, source: Source) -> None:
     if folder.is_symlink():
         raise LoradagError(
-            f"{_key(source)}: {folder} is a link to a folder, and DVC does not see when the files "
+            f"{source.key}: {folder} is a link to a folder, and DVC does not see when the files "
             "behind it change. Put the folder itself there, or name nothing but the link."
         )
 
@@ -132,10 +132,6 @@ def file_states(sources: list[Source]) -> dict[Path, tuple[int, int]]:
                 state = file.stat()
                 states[file] = (state.st_size, state.st_mtime_ns)
     return states
-
-
-def _key(source: Source) -> str:
-    return "prepare.eval_path" if source.is_held_out else "prepare.path"
 
 
 def _ending(file: Path) -> str | None:

@@ -33,6 +33,7 @@ class Source:
         paths: of files, folders and patterns.
         weight: of its rows in a mix; None: all rows.
         is_held_out: whether its rows are evaluated on, and on nothing else.
+        key: of params.yaml, that names the paths.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Source:
     paths: tuple[str, ...] = ()
     weight: float | None = None
     is_held_out: bool = False
+    key: str = "prepare.path"
 
 
 def list_sources(
@@ -94,7 +96,9 @@ def held_out_source(prepare: Prepare) -> Source | None:
     """The source of held-out rows of the user's own."""
     if prepare.eval_path:
         paths = [prepare.eval_path] if isinstance(prepare.eval_path, str) else prepare.eval_path
-        return Source("held out", "file", paths=tuple(paths), is_held_out=True)
+        return Source(
+            "held out", "file", paths=tuple(paths), is_held_out=True, key="prepare.eval_path"
+        )
     if prepare.eval_split:
         return Source(
             "held out", "hub", prepare.id, prepare.config, prepare.revision or "main",

@@ -6,6 +6,7 @@ base's measures how much.
 
 import heapq
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from loradag.config.evaluate import Evaluate, General
@@ -56,11 +57,13 @@ def _texts(general: General) -> Iterator[str]:
         source=general.source, id=general.id, config=general.config, revision=general.revision,
         split=general.split, path=general.path,
     )  # fmt: skip
-    for block in read_blocks(0, source):
+    for block in read_blocks(0, replace(source, key="evaluate.general.path")):
         for _, row in rows_of(block):
             if isinstance(row, Unreadable):
                 continue
             try:
-                yield template.format(**row)
-            except KeyError:  # without such a field
+                text = template.format(**row)
+                text.encode()
+            except (KeyError, UnicodeEncodeError):  # without such a field, or not UTF-8
                 continue
+            yield text

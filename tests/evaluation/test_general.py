@@ -56,6 +56,19 @@ def test_without_a_source_the_report_has_no_such_key(project) -> None:
     assert "tasks" not in reports["evaluate"]
 
 
+def test_a_missing_file_is_named_by_its_own_key(tmp_path) -> None:
+    options = ["evaluate.general.source=file", f"evaluate.general.path={tmp_path}/no.jsonl"]
+    with pytest.raises(LoradagError, match=r"^evaluate\.general\.path = .*no such file"):
+        general_texts(smoke_config(*options).evaluate.general)
+
+
+def test_half_a_surrogate_pair_leaves_its_row_out(tmp_path) -> None:
+    path = tmp_path / "general.jsonl"
+    path.write_text('{"text": "half \\ud83d"}\n{"text": "whole"}\n')
+    options = ["evaluate.general.source=file", f"evaluate.general.path={path}"]
+    assert general_texts(smoke_config(*options).evaluate.general) == ["whole"]
+
+
 def test_the_same_distinct_texts_each_time(texts) -> None:
     options = ["evaluate.general.source=file", f"evaluate.general.path={texts}"]
     general = smoke_config(*options, "evaluate.general.text='{body}'").evaluate.general
