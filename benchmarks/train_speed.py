@@ -46,8 +46,8 @@ def ours(paths: Paths, config: Config, rows: Any, scratch: Path) -> Any:
     """The trainer of the stage `train`."""
     from loradag.models.device import compute_dtype
     from loradag.models.tokenizer import load_tokenizer
+    from loradag.training.labels import first_rows, labelled
     from loradag.training.method import load_trainable
-    from loradag.training.rows import first_rows, labelled
     from loradag.training.trainer import make_trainer
 
     dtype = compute_dtype(config.train.dtype)

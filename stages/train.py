@@ -19,9 +19,9 @@ def train(paths: Paths, adapter: Adapter, train: Train, launch: Launch, seed: in
     from loradag.data.token_contract import read_contract, verify_tokenizer
     from loradag.models.tokenizer import load_tokenizer
     from loradag.training.fit import fit
+    from loradag.training.labels import training_rows
     from loradag.training.processes import machine_rank, run_ranks
     from loradag.training.resume import checkpoint_folder, training_key
-    from loradag.training.rows import training_rows
 
     tokenizer = load_tokenizer(paths.base)
     verify_tokenizer(tokenizer, read_contract(paths.contract))

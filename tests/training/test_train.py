@@ -17,7 +17,7 @@ from loradag.data.rows import Row, open_writer, read_rows, schema, write_rows
 from loradag.models.loading import load_base, load_quantized, load_tuned
 from loradag.models.tokenizer import load_tokenizer
 from loradag.training.guards import IGNORED
-from loradag.training.rows import labelled
+from loradag.training.labels import labelled
 from stages.train import train
 from tests.conftest import ROOT, run_stages
 from tests.training.conftest import copied, hashes
@@ -146,7 +146,7 @@ import re, sys
 from pathlib import Path
 from trl import pack_dataset
 from loradag.data.rows import read_rows
-from loradag.training.rows import labelled
+from loradag.training.labels import labelled
 
 def held():
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
