@@ -255,9 +255,10 @@ def _variables_given(
     """
     if not runtime.startswith(LLAMACPP):
         return {}
-    known = {"enable_thinking": True, "date_string": time.strftime("%d %b %Y")}
-    for names in itertools.chain(*(itertools.combinations(known, n) for n in (1, 2))):
-        given = {name: known[name] for name in names}
+    # Whether a model is to think depends on what the server makes of its template.
+    for thinking, date in itertools.product((None, True, False), (None, time.strftime("%d %b %Y"))):
+        given = {"enable_thinking": thinking, "date_string": date}
+        given = {name: value for name, value in given.items() if value is not None}
         text = render_dialogue(tokenizer, dialogue, variables=given)
         if text and _without_bos(text, tokenizer) == _without_bos(opening, tokenizer):
             return given

@@ -44,7 +44,7 @@ def verify(project: Paths, root: Path, template: str) -> tuple[Any, list[str], i
     ("template", "variables", "dialogues"),
     [
         (OPENED, None, 3),
-        # llama.cpp's server lets a model think unless a request says otherwise.
+        # llama.cpp's server says whether a model is to think.
         (THINKING, ["enable_thinking"], 3),
         (REFUSES_SYSTEM + OPENED, None, 2),
         # The server puts a system text that the template drops into the user's turn.
