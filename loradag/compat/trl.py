@@ -1,7 +1,14 @@
-"""What trl does to a model that it is given."""
+"""What trl does to a model that it is given, and how it computes the loss without a GPU."""
 
 from collections.abc import Callable
 from typing import Any
+
+import torch
+import trl.trainer.utils
+from torch.nn.functional import cross_entropy, linear
+from trl.kernels import ChunkedLogProbFunction
+
+LOGIT_TOKENS = 128  # whose logits are there at once: those of more do not stay in a CPU's cache
 
 
 def keep_trained_parameters(model: Any) -> Callable[[], None]:
@@ -21,3 +28,84 @@ def keep_trained_parameters(model: Any) -> Callable[[], None]:
                 parameter.data = before[name]
 
     return restore
+
+
+def take_loss_in_one_pass() -> None:
+    """Let `SFTTrainer` compute its loss on a CPU in the dtype of the training, and only once.
+
+    Why: without Triton, trl computes the products of the output layer again in the backward pass,
+    those of the gradient in float32, and all of them for ignored tokens too: with a vocabulary of
+    49152 half of a step in bfloat16. Where Triton computes them, on a GPU, trl's function remains.
+    Versions: trl 1.16, whose function has no option for it.
+    Unnecessary once `torch.nn.functional.linear_cross_entropy` returns the loss of bfloat16 inputs
+    in float32 (torch 2.13 rounds it), and trl calls it.
+    """
+    utils: Any = trl.trainer.utils
+    utils._ChunkedLogProbFunction = _LogProbabilities
+    utils._use_triton = lambda device: True  # there it asks whether to leave out ignored tokens
+
+
+class _LogProbabilities:
+    """What trl calls for the log-probability of each target, with the arguments that it gives."""
+
+    @staticmethod
+    def apply(hidden: torch.Tensor, weight: torch.Tensor, bias: Any, *rest: Any) -> Any:
+        is_trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+        of_trl = is_trained or hidden.device.type != "cpu"
+        function = ChunkedLogProbFunction if of_trl else _FrozenLayer
+        return function.apply(hidden, weight, bias, *rest)
+
+
+class _FrozenLayer(torch.autograd.Function):
+    """The log-probabilities that a frozen output layer gives to targets, on a CPU.
+
+    A token's depends on no other token's hidden state. So its gradient to that is taken in the
+    forward pass, while the logits are there (https://arxiv.org/abs/2410.10989).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        temperature: float,
+        chunk_size: int,
+        softcap: float | None,
+        scale: float,
+        outputs: tuple[str, ...],
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Log-probabilities (tokens,) of `targets` (tokens,) after `hidden` (tokens, features).
+
+        What else trl asks for, by `outputs`, is for metrics that nobody reads here: NaN.
+        """
+        autocast = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if autocast else hidden.dtype
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        nll, gradients = [], []
+        parts = zip(hidden.split(LOGIT_TOKENS), targets.split(LOGIT_TOKENS), strict=True)
+        for states, labels in parts:
+            with torch.enable_grad():
+                states = states.to(dtype).detach().requires_grad_()
+                logits = linear(states, weight, bias).float()
+                if scale != 1:
+                    logits = logits * scale
+                if softcap is not None:
+                    logits = softcap * torch.tanh(logits / softcap)
+                if temperature != 1:
+                    logits = logits / temperature
+                part = cross_entropy(logits, labels, reduction="none")
+                gradients += torch.autograd.grad(part.sum(), states)
+            nll.append(part.detach())
+        ctx.save_for_backward(torch.cat(gradients).to(hidden.dtype))
+        ctx.set_materialize_grads(False)
+        unknown = [torch.full_like(targets, torch.nan, dtype=torch.float32) for _ in range(2)]
+        ctx.mark_non_differentiable(*unknown)
+        return -torch.cat(nll), unknown[0], None, None, unknown[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+        (of_nll,) = ctx.saved_tensors
+        to_hidden = None if gradient is None else -gradient[:, None].to(of_nll.dtype) * of_nll
+        return to_hidden, *[None] * 8
