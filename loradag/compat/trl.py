@@ -1,6 +1,7 @@
 """What trl does to a model that it is given, and how it computes the loss without a GPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ def keep_trained_parameters(model: Any) -> Callable[[], None]:
     return restore
 
 
-def take_loss_in_one_pass() -> None:
+@contextmanager
+def loss_in_one_pass() -> Iterator[None]:
     """Let `SFTTrainer` compute its loss on a CPU in the dtype of the training, and only once.
 
     Why: without Triton, trl computes the products of the output layer again in the backward pass,
@@ -41,8 +43,13 @@ def take_loss_in_one_pass() -> None:
     in float32 (torch 2.13 rounds it), and trl calls it.
     """
     utils: Any = trl.trainer.utils
+    before = utils._ChunkedLogProbFunction, utils._use_triton
     utils._ChunkedLogProbFunction = _LogProbabilities
     utils._use_triton = lambda device: True  # there it asks whether to leave out ignored tokens
+    try:
+        yield
+    finally:
+        utils._ChunkedLogProbFunction, utils._use_triton = before
 
 
 class _LogProbabilities:

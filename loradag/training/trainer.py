@@ -16,7 +16,7 @@ from trl import SFTConfig, SFTTrainer
 from loradag.compat.accelerate import shard_on_cpu
 from loradag.compat.bitsandbytes import store_as
 from loradag.compat.torch import leave_frozen_parameters
-from loradag.compat.trl import keep_trained_parameters, take_loss_in_one_pass
+from loradag.compat.trl import keep_trained_parameters, loss_in_one_pass
 from loradag.config.launch import Launch
 from loradag.config.train import Train
 from loradag.evaluation.perplexity import score
@@ -43,6 +43,10 @@ class Trainer(SFTTrainer):
         if self.args.world_size > 1:
             spread(loader)
         return loader
+
+    def compute_loss(self, *args: Any, **options: Any) -> Any:
+        with loss_in_one_pass():
+            return super().compute_loss(*args, **options)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         self.model.eval()  # each training step sets it back
@@ -92,7 +96,6 @@ def make_trainer(
     check_optimizer(train.optimizer, model.device.type)
     check_attention(train.attention, model.device.type)
     restore = keep_trained_parameters(model)
-    take_loss_in_one_pass()
     stopping = train.early_stopping
     batch_size, accumulation = share_of(
         train.batch_size, train.gradient_accumulation, launch.processes

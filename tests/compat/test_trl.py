@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Llama
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from loradag.compat.trl import keep_trained_parameters, take_loss_in_one_pass
+from loradag.compat.trl import keep_trained_parameters, loss_in_one_pass
 from loradag.models.loading import load_model
 from loradag.models.tokenizer import load_tokenizer
 from loradag.quantization.conversion import quantize_checkpoint
@@ -95,10 +95,9 @@ def batch():
 
 
 @pytest.fixture
-def one_pass(monkeypatch):
-    for name in ("_ChunkedLogProbFunction", "_use_triton"):
-        monkeypatch.setattr(trl.trainer.utils, name, getattr(trl.trainer.utils, name))
-    take_loss_in_one_pass()
+def one_pass():
+    with loss_in_one_pass():
+        yield
 
 
 @pytest.mark.parametrize("kind", OUTPUT_LAYERS)
@@ -167,3 +166,10 @@ def test_a_trained_output_layer_has_its_gradient(one_pass):
         way(model, ids, labels)
         gradients.append(weight.grad.clone())
     torch.testing.assert_close(*gradients)
+
+
+def test_trl_has_its_own_loss_back():
+    before = trl.trainer.utils._ChunkedLogProbFunction, trl.trainer.utils._use_triton
+    with pytest.raises(KeyError), loss_in_one_pass():
+        raise KeyError
+    assert before == (trl.trainer.utils._ChunkedLogProbFunction, trl.trainer.utils._use_triton)
