@@ -1,11 +1,8 @@
-from collections import Counter
-
 import pytest
 import torch
 import trl.trainer.utils
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, LlamaConfig, PhiConfig
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
@@ -14,6 +11,7 @@ from loradag.compat.trl import keep_trained_parameters, loss_in_one_pass
 from loradag.models.loading import load_model
 from loradag.models.tokenizer import load_tokenizer
 from loradag.quantization.conversion import quantize_checkpoint
+from tests.products import ProductsByDtype
 from tests.quantization.options import options
 
 
@@ -123,21 +121,6 @@ def test_a_loss_in_bfloat16_is_as_exact_as_that_of_all_logits(one_pass, stored):
     (loss_error, gradient_error), (loss_by_logits, gradient_by_logits) = errors
     assert loss_error < loss_by_logits + 2**-12
     assert gradient_error < gradient_by_logits + 2**-8  # half a unit of bfloat16's last place
-
-
-class ProductsByDtype(TorchDispatchMode):
-    """Counts multiplications of matrix products by dtype."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Counter[torch.dtype] = Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default,
-                        torch.ops.aten.addmm_.default, torch.ops.aten.mm.out):  # fmt: skip
-            first, second = args[-2:]
-            self.found[first.dtype] += first.numel() * second.shape[-1]
-        return function(*args, **(kwargs or {}))
 
 
 def test_all_products_of_an_output_layer_are_in_bfloat16_and_of_trained_tokens(one_pass):

@@ -20,6 +20,7 @@ from loradag.training.guards import IGNORED
 from loradag.training.labels import labelled
 from stages.train import train
 from tests.conftest import ROOT, run_stages
+from tests.products import ProductsByDtype
 from tests.training.conftest import copied, hashes
 
 
@@ -102,6 +103,18 @@ def test_packed_rows_do_not_see_each_other(trained, tmp_path, monkeypatch) -> No
         losses[packing] = report["train"]["final_loss"]
     assert sum(len(row.input_ids) for row in rows) <= 256
     assert math.isclose(losses[True], losses[False], rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_every_product_of_a_training_is_in_the_dtype_that_the_report_names(
+    trained, tmp_path, dtype
+) -> None:
+    paths, config = copied(trained, tmp_path)
+    options = replace(config.train, dtype=dtype, max_steps=2, warmup_steps=0, packing=False)
+    with ProductsByDtype() as products:
+        report = run_stages(paths, replace(config, train=options), "train")["train"]
+    assert report["dtype"] == dtype
+    assert set(products.found) == {getattr(torch, dtype)}
 
 
 def test_accumulation_takes_the_mean_over_tokens(trained, tmp_path) -> None:
