@@ -56,18 +56,16 @@ class _LogProbabilities:
     """What trl calls for the log-probability of each target, with the arguments that it gives."""
 
     @staticmethod
-    def apply(hidden: torch.Tensor, weight: torch.Tensor, bias: Any, *rest: Any) -> Any:
-        is_trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-        of_trl = is_trained or hidden.device.type != "cpu"
-        function = ChunkedLogProbFunction if of_trl else _FrozenLayer
-        return function.apply(hidden, weight, bias, *rest)
+    def apply(hidden: torch.Tensor, *rest: Any) -> Any:
+        function = _OnePass if hidden.device.type == "cpu" else ChunkedLogProbFunction
+        return function.apply(hidden, *rest)
 
 
-class _FrozenLayer(torch.autograd.Function):
-    """The log-probabilities that a frozen output layer gives to targets, on a CPU.
+class _OnePass(torch.autograd.Function):
+    """The log-probabilities that an output layer gives to targets, on a CPU.
 
-    A token's depends on no other token's hidden state. So its gradient to that is taken in the
-    forward pass, while the logits are there (https://arxiv.org/abs/2410.10989).
+    A token's depends on no other token's hidden state. So its gradient is taken in the forward
+    pass, while the logits are there (https://arxiv.org/abs/2410.10989).
     """
 
     @staticmethod
@@ -89,8 +87,12 @@ class _FrozenLayer(torch.autograd.Function):
         """
         autocast = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if autocast else hidden.dtype
-        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-        nll, gradients = [], []
+        weight = weight.detach().to(dtype)
+        bias = None if bias is None else bias.detach().to(dtype)
+        layer = zip((weight, bias), ctx.needs_input_grad[1:3], strict=True)
+        trained = [p.requires_grad_() for p, is_trained in layer if p is not None and is_trained]
+        sums = [torch.zeros_like(p, dtype=torch.float32) for p in trained]
+        nll, to_hidden = [], []
         parts = zip(hidden.split(LOGIT_TOKENS), targets.split(LOGIT_TOKENS), strict=True)
         for states, labels in parts:
             with torch.enable_grad():
@@ -103,9 +105,12 @@ class _FrozenLayer(torch.autograd.Function):
                 if temperature != 1:
                     logits = logits / temperature
                 part = cross_entropy(logits, labels, reduction="none")
-                gradients += torch.autograd.grad(part.sum(), states)
+                to_states, *to_trained = torch.autograd.grad(part.sum(), [states, *trained])
             nll.append(part.detach())
-        ctx.save_for_backward(torch.cat(gradients).to(hidden.dtype))
+            to_hidden.append(to_states)
+            for total, gradient in zip(sums, to_trained, strict=True):
+                total += gradient
+        ctx.save_for_backward(torch.cat(to_hidden).to(hidden.dtype), *sums)
         ctx.set_materialize_grads(False)
         unknown = [torch.full_like(targets, torch.nan, dtype=torch.float32) for _ in range(2)]
         ctx.mark_non_differentiable(*unknown)
@@ -113,6 +118,17 @@ class _FrozenLayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
-        (of_nll,) = ctx.saved_tensors
-        to_hidden = None if gradient is None else -gradient[:, None].to(of_nll.dtype) * of_nll
-        return to_hidden, *[None] * 8
+        """Scale what `forward` found.
+
+        Raises:
+            NotImplementedError: the layer is trained, and the loss weighs tokens differently.
+        """
+        if gradient is None:
+            return (None,) * 9
+        to_hidden, *sums = ctx.saved_tensors
+        factor = -gradient[:1].sum()
+        if sums and bool((gradient != -factor).any()):
+            raise NotImplementedError("the gradient of a trained output layer is that of a sum")
+        found = iter(sums)
+        layer = (factor * next(found) if need else None for need in ctx.needs_input_grad[1:3])
+        return -gradient[:, None].to(to_hidden.dtype) * to_hidden, *layer, *[None] * 6

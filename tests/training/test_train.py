@@ -105,11 +105,13 @@ def test_packed_rows_do_not_see_each_other(trained, tmp_path, monkeypatch) -> No
     assert math.isclose(losses[True], losses[False], rel_tol=1e-5)
 
 
+@pytest.mark.parametrize("variant", ["lora", "none"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_every_product_of_a_training_is_in_the_dtype_that_the_report_names(
-    trained, tmp_path, dtype
+    trained, tmp_path, dtype, variant
 ) -> None:
     paths, config = copied(trained, tmp_path)
+    config = replace(config, adapter=replace(config.adapter, variant=variant))
     options = replace(config.train, dtype=dtype, max_steps=2, warmup_steps=0, packing=False)
     with ProductsByDtype() as products:
         report = run_stages(paths, replace(config, train=options), "train")["train"]
