@@ -9,6 +9,8 @@ It changes nothing, and prints no secret. The exit code is 1 if something will f
 import sys
 from pathlib import Path
 
+from loradag.runtime.broken_pipe import quiet_broken_pipe
+
 
 def doctor(project: Path) -> int:
     from loradag.planning.machine import examine, print_findings
@@ -21,4 +23,5 @@ def doctor(project: Path) -> int:
 if __name__ == "__main__":
     if sys.argv[1:]:
         sys.exit(__doc__)
-    sys.exit(doctor(Path()))
+    with quiet_broken_pipe():
+        sys.exit(doctor(Path()))

@@ -14,6 +14,7 @@ from loradag.config.problems import LoradagError
 from loradag.config.validation import load_config
 from loradag.models.device import compute_dtype
 from loradag.runtime import Paths, replacing
+from loradag.runtime.broken_pipe import quiet_broken_pipe
 from loradag.runtime.environment import configure
 
 
@@ -62,15 +63,16 @@ def _ask() -> str:
 
 
 if __name__ == "__main__":
-    if {"--help", "-h"} & set(sys.argv[1:]):
-        print(usage())
-        sys.exit()
-    try:
-        settings = read_options(sys.argv[1:])
-        here = Paths()
-        configure(load_config(here.params).runtime)
-        generate(here, settings)
-    except LoradagError as error:
-        sys.exit(f"generate: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with quiet_broken_pipe():
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            print(usage())
+            sys.exit()
+        try:
+            settings = read_options(sys.argv[1:])
+            here = Paths()
+            configure(load_config(here.params).runtime)
+            generate(here, settings)
+        except LoradagError as error:
+            sys.exit(f"generate: {error}")
+        except KeyboardInterrupt:
+            sys.exit(130)

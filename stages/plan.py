@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from loradag.config.problems import LoradagError
+from loradag.runtime.broken_pipe import quiet_broken_pipe
 
 
 def plan(arguments: list[str]) -> None:
@@ -32,6 +33,7 @@ if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]):
         sys.exit(__doc__)
     try:
-        plan(sys.argv[1:])
+        with quiet_broken_pipe():
+            plan(sys.argv[1:])
     except LoradagError as error:
         sys.exit(f"plan: {error}")
