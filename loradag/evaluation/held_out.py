@@ -24,7 +24,10 @@ class HeldOut:
         self.prompts = [row.prompt for row in rows[: evaluate.samples]]
 
     def measure(self, model: Any) -> HeldOutLoss:
-        """Perplexity, NLL (nats a token), bits a UTF-8 byte, and the tokens scored."""
+        """Perplexity, NLL (nats a token), bits a UTF-8 byte, and the tokens scored.
+
+        Where these are EOS alone, there is no byte to give the bits of.
+        """
         loss = self.evaluate.loss
         columns = ["input_ids", "token_bytes", *([f"{loss}_mask"] if loss != "full" else [])]
         with tempfile.TemporaryDirectory() as folder:
@@ -42,10 +45,11 @@ class HeldOut:
                 int(size[1:] @ mask[1:].astype(np.int64))
                 for size, mask in zip(sizes, masks, strict=True)
             )
+        bits = scored.nll_sum / math.log(2)
         return {
             "perplexity": scored.perplexity,
             "nll": scored.nll,
-            "bits_per_byte": scored.nll_sum / math.log(2) / utf8_bytes,
+            "bits_per_byte": bits / utf8_bytes if utf8_bytes else None,
             "tokens": scored.tokens,
         }
 

@@ -137,7 +137,7 @@ class HeldOutLoss(TypedDict):
 
     perplexity: float  # exp(nll)
     nll: float  # nats a token
-    bits_per_byte: float  # of the UTF-8 of the tokens scored
+    bits_per_byte: NotRequired[float | None]  # of the UTF-8 of the tokens scored; EOS has none
     tokens: int
 
 
