@@ -120,6 +120,7 @@ def exportable(
         if parameter.dim() == 2:
             parameter.data *= 6  # of its initial 0.02, which makes every next token as likely
     model.save_pretrained(paths.base)
+    (paths.base / "LICENSE.txt").write_text("May be passed on together with this text.\n")
     run_stages(paths, export_config, "prepare", "quantize")
     tuned = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
     for name, parameter in tuned.named_parameters():

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from loradag.checkpoints.model_files import PIN
+from loradag.checkpoints.model_files import PIN, copy_licenses
 from loradag.config.export import Export, listed
 from loradag.data.templates import render_prompt
 from loradag.data.token_contract import read_contract
@@ -35,6 +35,7 @@ def write_formats(
 ) -> tuple[dict[str, Path], dict[str, dict[str, str]]]:
     """Fill `folder`, a folder a format; return what runtimes load, and what fell back, by format.
 
+    Each folder has the base's licences.
     GGUF has a format a type.
 
     Args:
@@ -71,6 +72,7 @@ def write_formats(
                 load_tokenizer(paths.merged),
                 read_contract(paths.contract),
             )
+        copy_licenses(paths.merged, place)
     return exported, fallbacks
 
 

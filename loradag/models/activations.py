@@ -12,10 +12,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loradag.checkpoints.model_files import NOTE
+
 if TYPE_CHECKING:
     import torch
-
-NOTE = "quantization.json"
 
 
 def inner_linears(model: Any) -> dict[str, torch.nn.Linear]:

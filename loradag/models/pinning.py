@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from loradag.checkpoints.model_files import PATTERNS, PIN
+from loradag.checkpoints.model_files import DESCRIPTION, LICENSES, PIN
 from loradag.config.problems import LoradagError
 
 # Some repositories keep the same weights once more, in folders or under another name.
 HUB_FILES: dict[str, Any] = {
-    "allow_patterns": list(PATTERNS),
+    "allow_patterns": ["*.safetensors", "*.safetensors.index.json", *DESCRIPTION, *LICENSES],
     "ignore_patterns": ["*/*", "consolidated*"],
 }
 

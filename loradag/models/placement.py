@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.hooks import ModelHook, add_hook_to_module
 
-from loradag.checkpoints.model_files import quantized_by
+from loradag.checkpoints.model_files import NOTE, quantized_by
 from loradag.checkpoints.safetensors_reader import FLOATS, read_entries
-from loradag.models.activations import NOTE
 from loradag.models.device import device
 from loradag.runtime.process_memory import available_bytes
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from loradag.models.activations import NOTE
+from loradag.checkpoints.model_files import NOTE
 from loradag.quantization.absmax import choose_absmax_qparams
 
 Array = np.ndarray[Any, Any]

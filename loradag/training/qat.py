@@ -27,9 +27,10 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraLayer
 from torchao.quantization.qat import FakeQuantizedLinear
 
+from loradag.checkpoints.model_files import NOTE
 from loradag.config.problems import LoradagError
 from loradag.config.train import Train
-from loradag.models.activations import NOTE, inner_linears
+from loradag.models.activations import inner_linears
 from loradag.quantization.fake_quantize import fake_quantized, round_weight
 from loradag.runtime import write_json
 

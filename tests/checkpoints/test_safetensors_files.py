@@ -120,14 +120,16 @@ def test_a_failed_write_leaves_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_copy_leaves_out_weights_index_and_pin(sharded, tmp_path):
-    (sharded / "pin.json").write_text("{}")
-    (sharded / "chat_template.jinja").write_text("x")
+def test_the_copy_is_what_describes_the_model_and_its_licences(sharded, tmp_path):
+    described = {"chat_template.jinja", "tokenizer.model", "LICENSE.txt", "USE_POLICY.md", "NOTICE"}
+    others = {"pin.json", "notes.txt", "rows.json", "todo.jinja"}
+    for name in described | others:
+        (sharded / name).write_text("{}")
+    (sharded / "LICENSES").mkdir()
     target = tmp_path / "copy"
     target.mkdir()
     copy_all_but_weights(sharded, target)
-    assert {file.name for file in target.iterdir()} == {
-        "chat_template.jinja",
+    assert {file.name for file in target.iterdir()} == described | {
         "config.json",
         "generation_config.json",
     }

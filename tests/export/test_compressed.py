@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from loradag.checkpoints.model_files import NOTE
 from loradag.config.problems import ConfigError, LoradagError
 from loradag.export.compressed import PRESETS, plan_compression, write_compressed
 from loradag.export.feasibility import check_feasible
-from loradag.models.activations import NOTE
 from loradag.quantization.fake_quantize import AbsmaxFakeQuantizer
 from loradag.runtime import Paths
 from tests.architectures import save_family

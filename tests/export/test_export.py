@@ -67,6 +67,10 @@ def test_every_format_is_verified_and_described(exportable: Paths) -> None:
         for wanted in ("quotes", "BSD-4-Clause", "r = 8", "## How to run", "perplexity"):
             assert wanted in card
         assert str(exportable.root) not in card
+        assert (
+            on_disk[f"{kind}/LICENSE.txt"].read_bytes()
+            == (exportable.base / "LICENSE.txt").read_bytes()
+        )
 
 
 def test_safetensors_are_the_merged_weights_bit_for_bit(exportable: Paths, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import gguf
 import numpy as np
 from safetensors.torch import load_file, save_file
 
+from loradag.checkpoints.model_files import NOTE
 from loradag.export.gguf_format import rounded, write_gguf
-from loradag.models.activations import NOTE
 from loradag.quantization.fake_quantize import AbsmaxFakeQuantizer
 from loradag.quantization.lattice import Lattice, read_lattice
 from loradag.runtime import Paths

@@ -48,6 +48,17 @@ def test_a_local_folder_is_pinned_and_not_copied(tiny_base, tmp_path) -> None:
         weights_folder(tmp_path / "base")
 
 
+def test_of_a_local_folder_only_the_model_and_its_licences_are_taken(tiny_base, tmp_path) -> None:
+    source = shutil.copytree(tiny_base, tmp_path / "mine")
+    for name in ("LICENSE", "USE_POLICY.md", "notes.txt", "rows.json"):
+        (source / name).write_text("{}")
+    fetch_base(replace(LOCAL, path=str(source)), tmp_path / "base")
+    taken = {file.name for file in (tmp_path / "base").iterdir()}
+    weights = {"model.safetensors"}
+    described = {file.name for file in tiny_base.iterdir()} - weights
+    assert taken == described | {"LICENSE", "USE_POLICY.md"}
+
+
 @pytest.mark.parametrize(("stops", "kept"), [(None, []), (5, [5]), ([5, 6], [5, 6])])
 def test_generation_stops_at_the_eos_of_the_tokenizer(tiny_base, tmp_path, stops, kept) -> None:
     """The generation config of a base checkpoint often names another token, or none."""

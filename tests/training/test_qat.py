@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from loradag.checkpoints.model_files import NOTE
 from loradag.config.problems import LoradagError
 from loradag.config.train import Train
-from loradag.models.activations import NOTE, inner_linears
+from loradag.models.activations import inner_linears
 from loradag.models.loading import load_model
 from loradag.quantization.fake_quantize import AbsmaxFakeQuantizer
 from loradag.training import qat
