@@ -6,12 +6,14 @@ change, and back.
 
 import json
 import re
+import shlex
 
 import pytest
 import yaml
 
 from loradag.planning.disk import stage_bytes
 from loradag.planning.parameters import model_shape
+from loradag.reporting.terminal import NEXT
 from tests.repository import Repository
 
 ALL = [
@@ -161,3 +163,13 @@ def test_experiments_and_plots_are_what_a_dvc_user_expects(repository) -> None:
     assert "train" in repository.run("dvc", "dag", "--dot")
     plots = repository.run("dvc", "plots", "show", "--json")
     assert "loss.csv" in plots
+
+
+def test_the_experiment_that_a_run_suggests_changes_its_key_alone(repository) -> None:
+    path = repository.root / "params.yaml"
+    before = yaml.safe_load(path.read_text())
+    assert before["adapter"]["r"] == 4
+    suggested = shlex.split(NEXT[0][0].replace("r=16", "r=8"))
+    assert executed(repository.run(*suggested)) == ["report"]  # the rest was run before
+    before["adapter"]["r"] = 8
+    assert yaml.safe_load(path.read_text()) == before

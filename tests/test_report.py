@@ -65,7 +65,7 @@ def test_the_stage_writes_publishes_and_prints(
     ran = run_report(paths.root)
     assert ran.returncode == 0, ran.stderr
     assert "−48.0 %" in ran.stdout
-    assert "dvc exp run -S adapter.r=16" in ran.stdout
+    assert "dvc exp run --no-hydra -S adapter.r=16" in ran.stdout
     assert "19.80" in paths.page.read_text(encoding="utf-8")
     assert not paths.report("report").exists(), "what it returns is no report"
     client, experiment_id = client_of(paths, monkeypatch)

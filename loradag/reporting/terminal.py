@@ -10,8 +10,8 @@ from loradag.reporting.formatting import change, fixed, number, size
 from loradag.runtime.report_keys import Reports
 
 NEXT = (
-    ("dvc exp run -S adapter.r=16", "another rank"),
-    ("python -m stages.sweep -m adapter.r=4,8,16", "a sweep"),
+    ("dvc exp run --no-hydra -S adapter.r=16", "another rank, all else as it is"),
+    ("python -m stages.sweep -m adapter.r=4,8,16", "a sweep, from the defaults of conf/"),
     ('python -m stages.generate prompt="…"', "generate text"),
     ("make ui", "compare runs in MLflow"),
 )

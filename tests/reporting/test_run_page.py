@@ -202,7 +202,7 @@ def test_the_terminal_says_what_the_reports_say(capsys: pytest.CaptureFixture[st
     for text in (
         "a [run]", "8,496 held-out tokens", "19.80  −48.0 %", "1.78 %", "269 MB → 111 MB",
         "passed, into the original base", "0.0121", "gguf q8_0, 145 MB", "57 tokens/s",
-        "dvc exp run -S adapter.r=16", 'python -m stages.generate prompt="…"', "make ui",
+        "dvc exp run --no-hydra -S adapter.r=16", 'python -m stages.generate prompt="…"', "make ui",
         "http://127.0.0.1:5000/#/x",
     ):  # fmt: skip
         assert text in said
