@@ -144,11 +144,11 @@ def _check_adapted_layers(base: Path, adapter: Adapter) -> None:
             "gguf_adapter has adapters of linear layers alone. Name layers without experts, such "
             "as [q_proj,v_proj], or export gguf or adapter."
         )
-    if adapter.target_modules == "all-linear":  # without the output matrix
+    if adapter.target_modules == "all-linear":  # without the embedding
         return
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    embedding = model.get_input_embeddings()
     for name, module in model.named_modules():
-        if module in ends and is_targeted(config, name):
+        if module is embedding and is_targeted(config, name):
             raise LoradagError(
                 f"adapter.target_modules: names {name}, and export.formats = gguf_adapter has "
                 "adapters of the matrices in the blocks alone. Leave it out, or export gguf or "

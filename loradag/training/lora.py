@@ -30,8 +30,8 @@ def lora_config(adapter: Adapter, model: Any) -> Any:
     """peft's configuration of `adapter` for `model`.
 
     Raises:
-        LoradagError: the target modules are not in a model with experts, or the adapter's form has
-            no counterpart for experts.
+        LoradagError: the target modules are not in a model with experts, the adapter's form has no
+            counterpart for experts, or a target is the output layer.
     """
     from peft import LoraConfig
 
@@ -41,7 +41,7 @@ def lora_config(adapter: Adapter, model: Any) -> Any:
     if matrices := expert_matrices(model):
         modules, parameters = _targets(modules, model, matrices)
         _check_form(adapter, parameters)
-    return LoraConfig(
+    config = LoraConfig(
         r=adapter.r,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
@@ -54,6 +54,8 @@ def lora_config(adapter: Adapter, model: Any) -> Any:
         init_lora_weights="pissa" if adapter.variant == "pissa" else True,
         task_type="CAUSAL_LM",
     )
+    _check_output(config, model)
+    return config
 
 
 def _targets(
@@ -116,6 +118,22 @@ def _check_form(adapter: Adapter, parameters: list[str]) -> None:
                 "as a linear layer, and only by lora or rslora without dropout. Set adapter=lora "
                 "adapter.dropout=0, or name other layers in adapter.target_modules, such as "
                 "[q_proj,v_proj]."
+            )
+
+
+def _check_output(config: Any, model: Any) -> None:
+    """Refuse an adapter of the output layer: trl computes the loss from the layer's own weight."""
+    from loradag.compat.peft import is_targeted
+
+    if config.target_modules == "all-linear":  # without the output layer
+        return
+    output = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if module is output and is_targeted(config, name):
+            raise LoradagError(
+                f"adapter.target_modules: names {name}, and an adapter of the output layer is "
+                "never trained: the loss is computed from the layer's own weight. Leave it out, or "
+                f"set adapter.modules_to_save=[{name.rpartition('.')[2]}], which trains all of it."
             )
 
 

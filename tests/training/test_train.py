@@ -206,6 +206,14 @@ def test_a_target_that_is_not_there_is_one_clear_error(trained, tmp_path) -> Non
         train(paths, adapter, config.train, config.launch, 0)
 
 
+@pytest.mark.parametrize("targets", [["q_proj", "lm_head"], ".*(q_proj|lm_head)"])
+def test_an_adapter_of_the_output_layer_is_one_clear_error(trained, tmp_path, targets) -> None:
+    paths, config = copied(trained, tmp_path)
+    adapter = replace(config.adapter, target_modules=targets)
+    with pytest.raises(LoradagError, match=r"target_modules: names lm_head.*modules_to_save=\[lm_"):
+        train(paths, adapter, config.train, config.launch, 0)
+
+
 def test_another_tokenizer_than_the_rows_were_made_with_is_refused(trained, tmp_path) -> None:
     paths, config = copied(trained, tmp_path)
     tokenizer = load_tokenizer(paths.base)
