@@ -21,6 +21,17 @@ def float32_parameters(model: Any, dtype: torch.dtype) -> Callable[[str], bool]:
     return lambda name: any(re.search(pattern, name) for pattern in patterns)
 
 
+def attention_implementation(model: Any) -> str | None:
+    """What computes the attention of `model`: sdpa, eager, …; None: transformers names none.
+
+    Why: with "auto" the choice is transformers', by the model and by what is installed.
+    `config._attn_implementation` holds it; `set_attn_implementation` is public, reading it is not.
+    Unnecessary once a loaded model can be asked for it.
+    """
+    name: str | None = model.config.get_text_config()._attn_implementation
+    return name
+
+
 def stored_pieces(model: Any, parameter: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
     """`value` of a parameter, in the pieces and by the names that checkpoints of `model` have.
 

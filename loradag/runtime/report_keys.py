@@ -126,6 +126,7 @@ class TrainReport(StageReport):
     peak_memory_bytes: int  # of the largest process on the machine that reports
     resumed_from_step: int  # 0: not resumed
     dtype: str
+    attention: NotRequired[str | None]  # transformers' name: sdpa, eager, flash_attention_2, …
     device: str  # torch's type: cpu, cuda, mps
     launch: str  # single, ddp, fsdp or deepspeed
     processes: int

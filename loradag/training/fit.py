@@ -34,6 +34,7 @@ def fit(
     """Train in one of the processes of `launch`; the first of them writes."""
     from accelerate.utils import patch_environment
 
+    from loradag.compat.transformers import attention_implementation
     from loradag.models.tokenizer import load_tokenizer
     from loradag.tracking.live import live_callback
     from loradag.training.curve import curves_callback, final_loss, loss_at, write_curves
@@ -54,6 +55,7 @@ def fit(
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
     computed_in = computed_dtype(trainer, dtype)
+    attention = attention_implementation(trainer.model)
     gathered = gather_trained(trainer)
     if trainer.is_world_process_zero():
         if gathered is not None:  # a model to write them from, for the one that trained is divided
@@ -82,6 +84,7 @@ def fit(
         "peak_memory_bytes": peak_memory_bytes(),
         "resumed_from_step": resumed.global_step,
         "dtype": computed_in,
+        "attention": attention,
         "device": trainer.args.device.type,
         "launch": launched(trainer),
         "processes": trainer.args.world_size,

@@ -1,8 +1,10 @@
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from loradag.compat.gguf_loading import reading_gguf_once
 from loradag.compat.transformers import (
+    attention_implementation,
     float32_parameters,
     is_quantizable,
     skipped_modules,
@@ -19,6 +21,22 @@ def test_parameters_that_an_architecture_keeps_in_float32(tiny_base, monkeypatch
     assert kept("model.layers.1.mlp.gate_proj.weight")
     assert not kept("model.layers.1.mlp.up_proj.weight")
     assert not float32_parameters(model, torch.float32)("model.layers.1.mlp.gate_proj.weight")
+
+
+@pytest.mark.parametrize(("asked", "named"), [("auto", "sdpa"), ("eager", "eager")])
+def test_the_attention_that_is_named_computes(tiny_base, monkeypatch, asked, named):
+    called = []
+    computes = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(*args, **options):
+        called.append(1)
+        return computes(*args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    model = load_model(tiny_base, torch.float32, asked)
+    model(torch.tensor([[5, 6, 7]]))
+    assert attention_implementation(model) == named
+    assert bool(called) == (named == "sdpa")
 
 
 def test_the_layers_are_those_that_transformers_quantises(tiny_base):

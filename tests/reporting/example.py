@@ -142,6 +142,7 @@ def _written() -> dict[str, dict[str, Any]]:
             "peak_memory_bytes": 2_900_000_000,
             "resumed_from_step": 0,
             "dtype": "float32",
+            "attention": "sdpa",
             "device": "cpu",
             "launch": "single",
             "processes": 1,

@@ -41,6 +41,13 @@ def test_the_report_counts_what_was_trained(trained) -> None:
     assert math.isclose(float(curve[0]["loss"]), math.log(1024), rel_tol=0.02)
 
 
+@pytest.mark.parametrize(("asked", "used"), [("auto", "sdpa"), ("eager", "eager")])
+def test_the_report_names_the_attention_that_was_used(trained, tmp_path, asked, used) -> None:
+    paths, config = copied(trained, tmp_path)
+    short = replace(config.train, attention=asked, max_steps=1, warmup_steps=0)
+    assert run_stages(paths, replace(config, train=short), "train")["train"]["attention"] == used
+
+
 def test_two_runs_give_the_same_bytes_and_leave_no_checkpoint(trained, tmp_path) -> None:
     paths, config = copied(trained, tmp_path)
     run_stages(paths, config, "train")
