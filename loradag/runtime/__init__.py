@@ -1,4 +1,4 @@
-"""How a stage is run and watched: its contract, paths, atomic writes. Nothing here computes."""
+"""How a stage is run and observed: its contract, paths, locks, reports. Nothing here computes."""
 
 from loradag.config.problems import LoradagError
 from loradag.runtime.atomic import replacing, write_json

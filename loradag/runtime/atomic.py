@@ -1,4 +1,4 @@
-"""Outputs appear completely or not at all: written to a sibling, then renamed."""
+"""Atomic writes: an output is written to a sibling and then renamed."""
 
 import json
 import os
@@ -11,17 +11,17 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a sibling of `path` to write to; on success it takes `path`'s place.
+    """Yield a sibling of `path` to write to; on success it replaces `path`.
 
-    The sibling does not exist yet: make a folder or a file of it. After an exception it is
-    deleted, and what was at `path` before is still there.
+    The sibling does not exist yet: create it as a file or as a folder. After an exception it is
+    deleted, and `path` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     _delete(partial)
     try:
         yield partial
-        if path.is_dir() and partial.is_dir():  # a folder is never lost to a file of its name
+        if path.is_dir() and partial.is_dir():  # never replace a folder by a file
             _delete(path)
         os.replace(partial, path)
     except BaseException:
@@ -30,7 +30,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write sorted JSON; NaN and infinities are refused (ValueError)."""
+    """Write `content` as JSON with sorted keys.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
     with replacing(path) as partial:
         text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
         partial.write_text(text + "\n", encoding="utf-8")

@@ -27,8 +27,8 @@ def configure(runtime: Runtime) -> None:
 
 
 def silence_libraries() -> None:
-    """Silence what the libraries report about each other: nothing that a user could act on."""
-    # Kernels for other machines than this one, and types registered with torch.
+    """Silence what the libraries report about each other, which no user can act on."""
+    # They report kernels of other hardware, and types that they register with torch.
     logging.getLogger("torchao").setLevel(logging.ERROR)
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
@@ -39,6 +39,7 @@ def silence_libraries() -> None:
 
 
 def threads() -> int:
+    """The threads that this process may use."""
     return int(os.environ.get(THREADS) or os.cpu_count() or 1)
 
 

@@ -1,4 +1,4 @@
-"""Locks between processes. The kernel releases them when their process dies, however it dies."""
+"""Locks between processes. The kernel releases those of a process that dies, even when killed."""
 
 import sys
 from collections.abc import Iterator
@@ -10,9 +10,11 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def exclusive(path: Path, waiting: str) -> Iterator[None]:
-    """Hold the lock `path`; whoever comes second prints `waiting` and waits.
+    """A context that holds the lock file `path`, which exists only while it is held.
 
-    The lock file exists only while somebody holds the lock.
+    Args:
+        path: of the lock file.
+        waiting: what a process prints if it has to wait for another one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, poll_interval=0.2)
@@ -24,6 +26,6 @@ def exclusive(path: Path, waiting: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # Deleted while it is held: a waiting process notices and locks the next file of this name.
+        # Deleted while it is held: a waiting process notices that, and locks a new file.
         path.unlink(missing_ok=True)
         lock.release()

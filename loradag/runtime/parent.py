@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, however it ends."""
+"""Processes that end when their parent process ends, even when it is killed."""
 
 import os
 import signal
@@ -7,10 +7,10 @@ import time
 
 
 def end_with_parent(group: bool = False) -> None:
-    """End this process as soon as its parent is gone, even killed.
+    """Kill this process as soon as its parent has ended.
 
     Args:
-        group: end the process group of this process with it.
+        group: kill the whole process group of this process.
     """
     parent = os.getppid()
 

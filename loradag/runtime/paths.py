@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Paths:
-    """The places below a project's root."""
+    """The paths of a project, below its root."""
 
     root: Path = Path()
 
@@ -32,7 +32,7 @@ class Paths:
 
     @property
     def examples(self) -> Path:
-        """Three rows as their tokens, with the masks of what is trained."""
+        """A few rows as token texts and loss masks, which the report shows."""
         return self.prepared / "examples.json"
 
     @property

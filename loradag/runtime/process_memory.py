@@ -1,4 +1,4 @@
-"""Memory: what this process may still take, and the most that it took, here and on its device."""
+"""Memory of this process, in bytes: what is available to it, and its peak so far."""
 
 import os
 import resource
@@ -11,16 +11,16 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def peak_rss_bytes() -> int:
-    """The most memory this process has held so far."""
+    """The peak resident set size of this process so far."""
     status = Path("/proc/self/status")
-    if status.exists():  # Linux's getrusage counts what the parent held before this one's exec
+    if status.exists():  # on Linux, ru_maxrss includes the parent's memory before exec
         return _kilobytes(status, "VmHWM") * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def peak_memory_bytes() -> int:
-    """The most memory held on the device that computes: the GPU's, or this process's."""
+    """The peak on the compute device: what torch allocated on the GPU, else this process's RSS."""
     import torch
 
     on_device = int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else 0
@@ -28,9 +28,9 @@ def peak_memory_bytes() -> int:
 
 
 def available_bytes() -> int:
-    """What this process may still take of the machine's memory: the rest of its container's limit.
+    """The memory that this process can still allocate, within the limit of its container.
 
-    Pages of files count as free, mapped ones as well: the system may drop them at any time.
+    Cached pages of files count as available, mapped ones too: the kernel can drop them.
     """
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
@@ -39,12 +39,13 @@ def available_bytes() -> int:
 
 
 def _kilobytes(file: Path, field: str) -> int:
+    """The value of a field of a file in `/proc`, in KiB."""
     fields = dict(line.split(":", 1) for line in file.read_text().splitlines())
     return int(fields[field].split()[0])
 
 
 def _left_in_cgroups() -> Iterator[int]:
-    """What is left of the limit of each control group that this process is in, of either version.
+    """What is left of the memory limit of each cgroup of this process, of version 1 or 2.
 
     [https://docs.kernel.org/admin-guide/cgroup-v2.html,
     https://docs.kernel.org/admin-guide/cgroup-v1/memory.html]
@@ -59,14 +60,14 @@ def _left_in_cgroups() -> Iterator[int]:
         else:
             continue
         group = root / path.lstrip("/")
-        # A container may see its own group as the root, and yet read its path on the host.
-        for place in (group, *group.parents):
-            if not place.is_relative_to(root):
+        # In a container the root may be its own cgroup, while this path is the one on the host.
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(root):
                 break
             try:
-                most = (place / limit).read_text().strip()
-                used = int((place / usage).read_text())
-                stat = (place / "memory.stat").read_text().splitlines()
+                most = (folder / limit).read_text().strip()
+                used = int((folder / usage).read_text())
+                stat = (folder / "memory.stat").read_text().splitlines()
             except OSError:
                 continue
             if most != "max":

@@ -1,4 +1,4 @@
-"""Reports checked against their definition, when they are written and when they are read."""
+"""Write and read reports, checked against their definition in `report_keys`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def report_type(stage: str) -> Any:
 
 
 def check_report(stage: str, report: Mapping[str, Any]) -> dict[str, Any]:
-    """`report` without its keys that are None, after a check of every key and type.
+    """Check every key and type of `report`; return it without the keys that are None.
 
     Raises:
         LoradagError: a key that is unknown, missing or of another type.
@@ -52,10 +52,10 @@ def check_report(stage: str, report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_report(path: Path) -> Any:
-    """The report at `path`, named as its stage; optional keys that it lacks are None.
+    """The report at `path`, whose name is the stage's; optional keys that are absent are None.
 
     Raises:
-        LoradagError: it does not fit its definition.
+        LoradagError: it is not JSON, or does not fit its definition.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -68,14 +68,19 @@ def read_report(path: Path) -> Any:
 
 
 def read_reports(folder: Path) -> Reports:
-    """The reports in `folder`, in the order of the DAG; a stage that did not run has none."""
+    """The reports in `folder`, in the order of the DAG, without stages that did not run."""
     paths = {stage: folder / f"{stage}.json" for stage in get_type_hints(Reports)}
     found = {stage: read_report(path) for stage, path in paths.items() if path.exists()}
     return cast(Reports, found)
 
 
 def completed(value: Any, type_: Any) -> Any:
-    """`value` of a class of `report_keys`, with None for the optional keys that it lacks."""
+    """`value` with None for each optional key that is absent.
+
+    Args:
+        value: a report, or a part of one.
+        type_: its class in `report_keys`.
+    """
     if value is None:
         return None
     if hasattr(type_, "__required_keys__"):
@@ -90,7 +95,7 @@ def completed(value: Any, type_: Any) -> Any:
 
 @cache
 def _hints(type_: Any) -> dict[str, Any]:
-    """The keys of a class and their types, without the mark that one may be absent."""
+    """The keys of a TypedDict and their types, without `NotRequired`."""
     hints = get_type_hints(type_, include_extras=True)
     return {k: get_args(h)[0] if get_origin(h) is NotRequired else h for k, h in hints.items()}
 

@@ -2,7 +2,7 @@
 
 A stage returns its class from here, and `run_stage` refuses any other key before it writes
 `reports/STAGE.json`. Pages, MLflow and sweeps read through the same classes, so mypy finds a key
-that was renamed. A key that may be absent is `NotRequired`; whoever reads it gets None then.
+that was renamed. A key that may be absent is `NotRequired`; readers get None for it.
 """
 
 from typing import NotRequired
@@ -22,7 +22,7 @@ class FetchReport(StageReport):
 
 
 class Origin(TypedDict):
-    """The state of a source that is read: of a hub data set or of a package."""
+    """The version of a source: the commit of a hub data set, or the version of a package."""
 
     id: NotRequired[str | None]
     commit: NotRequired[str | None]
@@ -58,7 +58,7 @@ class PreparedRows(StageReport):
     rows_in: int
     rows_kept: int
     dropped: dict[str, int]  # rows by reason
-    first_dropped: dict[str, list[str]]  # where the first of them are, by reason
+    first_dropped: dict[str, list[str]]  # the places of the first dropped rows, by reason
     sources: dict[str, SourceRows]
     leaked_prompts: int  # held-out rows whose prompt is trained on
     train_tokens: int
@@ -86,7 +86,7 @@ class LayerErrors(WeightErrors):
 
 
 class WeightHistogram(TypedDict):
-    """One layer's weights, and the values that those of its first block are rounded to."""
+    """One layer's weights, and the values that the weights of its first block are rounded to."""
 
     layer: str
     edges: list[float]  # of the bins, one more than counts
@@ -117,13 +117,13 @@ class TrainReport(StageReport):
     trainable_parameters: int
     total_parameters: int
     steps: int  # optimizer steps
-    tokens: int  # that were read, padding left out; those before a resumption are among them
+    tokens: int  # read without padding, before a resume too
     final_loss: float  # nats a token; mean over the steps that were logged last
-    eval_loss: float  # of the weights that are kept, on held-out rows; nats a token
-    kept_step: int  # optimizer step of the weights that are kept
+    eval_loss: float  # of the saved weights on held-out rows; nats a token
+    kept_step: int  # optimizer step of the saved weights
     stopped_early: bool
-    tokens_per_second: float  # since a resumption; evaluations and checkpoints take of the time
-    peak_memory_bytes: int  # of the largest process on the machine that reports
+    tokens_per_second: float  # since a resume; evaluations and checkpoints included
+    peak_memory_bytes: int  # of the largest process on the first machine
     resumed_from_step: int  # 0: not resumed
     dtype: str
     attention: NotRequired[str | None]  # transformers' name: sdpa, eager, flash_attention_2, …
@@ -138,7 +138,7 @@ class HeldOutLoss(TypedDict):
 
     perplexity: float  # exp(nll)
     nll: float  # nats a token
-    bits_per_byte: NotRequired[float | None]  # of the UTF-8 of the tokens scored; EOS has none
+    bits_per_byte: NotRequired[float | None]  # of the scored tokens in UTF-8; EOS has no bytes
     tokens: int
 
 
@@ -194,7 +194,7 @@ class EvaluateReport(StageReport):
     samples: list[Sample]
     general: NotRequired[GeneralText | None]
     tasks: NotRequired[TaskScores | None]
-    ended_fraction: NotRequired[float | None]  # of the samples: that end with EOS
+    ended_fraction: NotRequired[float | None]  # fraction of the samples that end with EOS
     dtype: str
 
 
@@ -212,9 +212,11 @@ class Parity(StageReport):
 
 
 class MergeChecks(Parity):
-    rounding_kl: NotRequired[float | None]  # to the weights merged into; nats a token
-    largest_layer_error: NotRequired[float | None]  # relative
-    dtype: str  # that both models were compared in
+    rounding_kl: NotRequired[
+        float | None
+    ]  # to the same base with the adapter unmerged; nats a token
+    largest_layer_error: NotRequired[float | None]  # ‖y' − y‖ / ‖y‖
+    dtype: str  # in which both models were compared
     passed: bool
 
 
@@ -231,15 +233,15 @@ class ExportedFile(TypedDict):
 
 
 class ExportedFormat(TypedDict):
-    """What the runtime of a format makes of it."""
+    """How a format computes in its runtime, compared with what it should compute."""
 
     runtime: str
-    dtype: str  # that the references were computed in
+    dtype: str  # in which the references were computed
     base: NotRequired[str | None]  # of an adapter: the scheme of its base
     perplexity: float
-    expected_perplexity: float  # with the rounding of the format, measured in transformers
+    expected_perplexity: float  # in transformers, with the rounding of the format
     merged_perplexity: float  # of the merged model on the same rows
-    mean_kl: float  # to what it should compute; nats a token
+    mean_kl: float  # from what it should compute; nats a token
     mean_kl_limit: float
     mean_kl_to_merged: float  # nats a token
     mean_abs_nll_diff: float  # nats a token
@@ -247,23 +249,23 @@ class ExportedFormat(TypedDict):
     tokens: int  # of the rows that were compared
     texts: int  # whose token ids were compared
     token_ids_match: bool
-    # That the runtime gives the chat template by itself, so that dialogues are not as trained.
+    # Set in the chat template by the runtime itself, so that dialogues are not as in training.
     template_variables: NotRequired[list[str] | None]
     greedy_match: float
     tokens_per_second: float
-    # False: the runtime does not round activations as the model that was trained did.
+    # False: the runtime does not round activations as the training did.
     rounds_activations: NotRequired[bool | None]
-    fallbacks: NotRequired[dict[str, str] | None]  # tensors stored in another type
-    types: NotRequired[dict[str, int] | None]  # of a GGUF: matrices by GGML's type
-    group_size: NotRequired[int | None]  # of compressed w4a16: weights that share a scale
-    importance_tokens: NotRequired[int | None]  # that the rounding's importance was measured on
-    bytes: NotRequired[int | None]  # of its weights; `report` adds it up
+    fallbacks: NotRequired[dict[str, str] | None]  # tensor to the type that stores it instead
+    types: NotRequired[dict[str, int] | None]  # gguf: number of matrices by GGML type
+    group_size: NotRequired[int | None]  # compressed w4a16: weights that share a scale
+    importance_tokens: NotRequired[int | None]  # on which the importance of columns was measured
+    bytes: NotRequired[int | None]  # of its weights; the stage `report` adds it
 
 
 class Pushed(TypedDict):
     repository: str
     commit: str  # of the upload
-    private: NotRequired[bool | None]  # the repository: one that existed keeps its visibility
+    private: NotRequired[bool | None]  # a repository that existed keeps its visibility
 
 
 class ExportReport(StageReport):

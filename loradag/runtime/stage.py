@@ -25,11 +25,14 @@ def run_stage(
 ) -> None:
     """Run `function` as the stage of its name, in the working directory.
 
-    The parameters after `paths` name the sections of `params.yaml` that it reads; `params.yaml` is
-    validated in full first. What it returns, if anything, is checked against its class in
-    `report_keys`, and written with `seconds` to `reports/NAME.json`. `check`, if given, may refuse
-    the full configuration before the stage starts.
-    A user's mistake ends in one message and exit code 1.
+    The whole of `params.yaml` is validated first. A `LoradagError` ends the process with its
+    message and exit code 1.
+
+    Args:
+        function: its parameters after `paths` name the sections of `params.yaml` that it reads. If
+            it returns a report, that is checked against its class in `report_keys` and written,
+            with `seconds` added, to `reports/NAME.json`.
+        check: refuses a configuration before the stage starts.
     """
     name = function.__name__
     paths = Paths(Path())
@@ -52,11 +55,11 @@ def run_stage(
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        sys.exit(f"{name}: out of memory. {_smaller(name)}\n  ({error})")
+        sys.exit(f"{name}: out of memory. {_memory_remedy(name)}\n  ({error})")
 
 
 def mark_started(paths: Paths, stage: str) -> None:
-    """Record that the stage's command runs here: its outs do not come from the cache."""
+    """Record that the stage's command was started here, so its outs are not from the cache."""
     write_json(_mark(paths, stage), None)
 
 
@@ -66,17 +69,17 @@ def start_time(paths: Paths, stage: str) -> float:
 
 
 def has_started(paths: Paths, stage: str) -> bool:
-    """Whether the stage's command ever ran here, to its end or not."""
+    """Whether the stage's command was ever started here, even if it did not finish."""
     return _mark(paths, stage).exists()
 
 
 def mark_ran(paths: Paths, stage: str) -> None:
-    """Record that the present report was made by a run, not taken from the cache."""
+    """Record that a run here wrote the present report, so it is not from the cache."""
     write_json(_mark(paths, stage), _digest(paths.report(stage)))
 
 
 def has_run(paths: Paths, stage: str) -> bool:
-    """Whether `stage` ran to make the present report; False: the report came from the cache."""
+    """Whether a run here wrote the present report; False: it came from the cache."""
     mark = _mark(paths, stage)
     return mark.exists() and json.loads(mark.read_text()) == _digest(paths.report(stage))
 
@@ -100,7 +103,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
 
 
-def _smaller(stage: str) -> str:
+def _memory_remedy(stage: str) -> str:
     return {
         "train": "Lower train.batch_size (and raise train.gradient_accumulation), set "
         "train.gradient_checkpointing=true, or take quantize=nf4.",
