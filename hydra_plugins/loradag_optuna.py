@@ -1,7 +1,7 @@
-"""Hydra's plugin for searches: `hydra/sweeper=optuna`, with the options of `conf/hydra/sweeper`.
+"""Hydra plugin for searches: `hydra/sweeper=optuna`, with the options of `conf/hydra/sweeper`.
 
-Hydra finds plugins in this namespace alone, in every folder of `sys.path` that has one. The search
-itself is in `loradag/sweeps/search.py`.
+Hydra looks for plugins only in packages named `hydra_plugins` on `sys.path`. The search itself is
+in `loradag/sweeps/search.py`.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 class OptunaSweeper(Sweeper):
     def __init__(self, **_: Any) -> None:
-        """The options are read when the sweep starts, before anything runs."""
+        """Take no option: the sweep reads them as it starts, before anything runs."""
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig

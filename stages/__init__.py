@@ -1,1 +1,1 @@
-"""The steps of the pipeline, one script each."""
+"""The stages of the pipeline, one script each."""

@@ -1,8 +1,8 @@
-"""What does not depend on the adapter: perplexity and samples of the base, quantized and not.
+"""Measure what does not depend on the adapter: the base and the quantized base.
 
 Reads `data/prepared`, `artifacts/base` and `artifacts/quantized`; writes `artifacts/baseline.json`,
-which `evaluate` compares the adapter with. So a sweep measures it once a quant type, not once a
-job.
+which `evaluate` compares the tuned model with. So a sweep measures it once per quant type, not
+once per job.
 """
 
 from typing import cast

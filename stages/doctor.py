@@ -1,4 +1,4 @@
-"""Show what this machine has, and what of `params.yaml` will be slow or fail on it.
+"""Show what this machine has, and what will be slow or fail here with `params.yaml`.
 
     python -m stages.doctor
 

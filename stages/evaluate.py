@@ -1,7 +1,7 @@
-"""Perplexity and greedy samples of the tuned model on held-out rows, compared with its base.
+"""Measure perplexity and greedy samples of the tuned model on held-out rows, against its base.
 
-Reads `data/prepared`, `artifacts/quantized` (and the base that it stands for), `artifacts/adapter`
-and `artifacts/baseline.json`; writes nothing but its report.
+Reads `data/prepared`, `artifacts/base`, `artifacts/quantized`, `artifacts/adapter` and
+`artifacts/baseline.json`; writes only its report.
 """
 
 import json

@@ -1,9 +1,9 @@
 """Write the files that runtimes load, and verify in those runtimes that they compute the same.
 
 Reads `artifacts/merged`, `data/prepared`, and for the model card and the adapter format
-`artifacts/base` and `artifacts/adapter`; writes `artifacts/export`, a folder a format. Past
-`export.tolerance` the stage fails, states by how much, and leaves none. With `export.push` what
-was verified goes to a model hub, too.
+`artifacts/base` and `artifacts/adapter`; writes `artifacts/export`, a folder for each format. Past
+`export.tolerance` the stage fails, states by how much, and writes nothing. With `export.push` the
+verified files are also uploaded to a model hub.
 """
 
 from loradag.config.adapter import Adapter

@@ -1,7 +1,7 @@
-"""Fetch the base model and pin it, once, whatever is swept after it.
+"""Fetch the base model and pin it: once, whatever later stages vary.
 
 Reads the source that `model` names; writes `artifacts/base`: tokenizer, configs, the pin of every
-weight file, and the weights where the source has no local copy of its own.
+weight file, and the weights unless the source itself is a local copy.
 """
 
 from loradag.config.model import Model

@@ -2,7 +2,7 @@
 
 Reads `artifacts/base`, `artifacts/quantized`, `artifacts/adapter` and held-out rows of
 `data/prepared`; writes `artifacts/merged`, a complete model. Past `merge.tolerance` the stage
-fails, states by how much, and leaves none.
+fails, states by how much, and writes nothing.
 """
 
 from loradag.config.merge import Merge

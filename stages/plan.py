@@ -2,9 +2,10 @@
 
     python -m stages.plan [-m] [GROUP=OPTION | KEY=VALUE ...]
 
-For each job: which stages would run and which come from the cache, how many parameters would be
-trained, and about how much memory `train` and `merge` would take. For all jobs: about how long they
-take, by earlier runs in MLflow, and how much disk. Without overrides: what `dvc repro` would do.
+For each job: which stages would run and which come from the cache, the number of trained
+parameters, and about how much memory `train` and `merge` would take. For all jobs together: about
+how long they take, by earlier runs in MLflow, and how much disk. Without overrides it shows what
+`dvc repro` would do.
 """
 
 import shlex

@@ -1,8 +1,8 @@
-"""Turn rows into token ids: filter, dedupe, split by content, render, tokenize.
+"""Turn rows into token ids: filter, deduplicate, split by content, render, tokenize.
 
 Reads the rows that `prepare` names, hub data sets at the commit in `data/source.json`, and the
 tokenizer in `artifacts/base`; writes `data/prepared`: train, eval and calibration rows, the token
-contract, and three rows as their tokens.
+contract, and a few rows as token texts.
 """
 
 from loradag.config.prepare import Prepare

@@ -1,4 +1,4 @@
-"""Push DVC's run cache, with every file that it names, to the default remote: `make push`.
+"""Push DVC's run cache and every file that it names to the default remote: `make push`.
 
     python -m stages.push
 

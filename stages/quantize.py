@@ -1,7 +1,7 @@
-"""Store the frozen base at fewer bits, once, and measure the error that makes.
+"""Store the frozen base at fewer bits, and measure the quantization error.
 
 Reads `artifacts/base` (and the calibration rows, where the scheme needs them); writes
-`artifacts/quantized`: a checkpoint that later stages load without quantising again. With
+`artifacts/quantized`: a checkpoint that later stages load without quantizing again. With
 `quantize=none` that folder only records the scheme, and later stages load the base.
 """
 

@@ -1,9 +1,9 @@
-"""The page and the MLflow run, from every report; never from the cache.
+"""Write the page and complete the MLflow run, from every report; never from the cache.
 
 Reads `reports/*.json`, the loss curve and example rows of `data/prepared`; writes `report.html`,
-publishes the run to MLflow, and prints the result. It runs also when every stage before it came
-from the cache, so that the run in MLflow is complete either way. Page, run and terminal name the
-stages that ran, those that came from the cache and those that did not run.
+publishes the run to MLflow, and prints the result. It also runs when every stage before it came
+from the cache, so that the run in MLflow is complete in either case. Page, run and terminal name
+the stages that ran, that came from the cache, and that did not run.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""llama.cpp's OpenAI-compatible server on the exported GGUF: `make serve`.
+"""Serve the exported GGUF by llama.cpp's OpenAI-compatible server: `make serve`.
 
 Reads `artifacts/export/gguf`, or the file that `file=` names. `--help` lists the options.
 """

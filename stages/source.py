@@ -1,7 +1,7 @@
-"""Resolve where the rows come from: hub data sets to a commit, packages to a version.
+"""Pin where the rows come from: hub data sets to a commit, packages to a version.
 
 Reads the keys of `prepare` that name the source; writes `data/source.json`. The commit is kept for
-reruns: `dvc repro --force source` resolves it anew.
+reruns: `dvc repro --force source` updates it.
 """
 
 from loradag.config.prepare import Prepare

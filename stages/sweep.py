@@ -28,7 +28,7 @@ def sweep(config: DictConfig) -> float | None:
     from loradag.sweeps.job import run_job
 
     settings = HydraConfig.get()
-    config.checked = True  # `validate` does it, in its own words
+    config.checked = True  # else resolving checks the rules; `validate` is to report them
     OmegaConf.resolve(config)
     if settings.mode == RunMode.RUN:
         _run_in_place(config, Path(settings.runtime.cwd))

@@ -1,8 +1,8 @@
-"""Train the adapter on the frozen, quantized base; or every weight, where there is no adapter.
+"""Train the adapter on the frozen, quantized base; without an adapter, every weight.
 
 Reads `data/prepared`, `artifacts/base` and `artifacts/quantized`; writes `artifacts/adapter`,
-`plots/loss.csv` and `plots/eval_loss.csv`. Stopped at any moment, it continues from its last
-checkpoint and ends in the same bytes.
+`plots/loss.csv` and `plots/eval_loss.csv`. A training that was stopped continues from its last
+checkpoint, and its result is the same, byte for byte.
 """
 
 from dataclasses import asdict
