@@ -1,10 +1,12 @@
 """The configuration: values in `*.yaml`, types and rules in `loradag/config`.
 
 Importing this package registers the schema with Hydra, so that every composition, also DVC's own
-(`dvc exp run -S`), refuses unknown keys, wrong types and unknown options; and the resolvers:
-`${inputs:}`, which derives the deps that `dvc.yaml` names, `${general_source:}`, which chooses
-text outside the tuning data, and `${checked:}`, by which composition
-refuses what the rules do not allow.
+(`dvc exp run -S`), refuses unknown keys, wrong types and unknown options. It also registers the
+resolvers:
+
+- `${inputs:NAME}` derives the deps that `dvc.yaml` names.
+- `${general_source:}` chooses text outside the tuning data.
+- `${checked:}` checks the rules as the configuration is composed.
 """
 
 from typing import Any
@@ -21,7 +23,7 @@ def _checked(*, _root_: Any) -> bool:
     composed: Any = OmegaConf.to_container(_root_)
     composed.pop("hydra", None)
     config = OmegaConf.create(composed | {"checked": True})
-    validate(OmegaConf.to_container(config, resolve=True), source="what was composed")
+    validate(OmegaConf.to_container(config, resolve=True), source="the composed configuration")
     return True
 
 
