@@ -1,4 +1,4 @@
-"""Rules over more than one key."""
+"""The rules that concern more than one key."""
 
 import re
 from collections.abc import Iterable
@@ -14,12 +14,13 @@ from loradag.config.quantize import Quantize
 from loradag.config.rules import field_names
 from loradag.config.sections import Config
 
-MADE = ("artifacts", "data/prepared", "data/source.json", "plots", "reports")  # by the stages
+# The paths that stages write.
+OUTPUTS = ("artifacts", "data/prepared", "data/source.json", "plots", "reports")
 QAT_ADAPTERS = ("none", "lora", "rslora", "pissa")
 
 
 def check_combinations(config: Config) -> Iterable[Problem]:
-    """Rules over more than one key."""
+    """Every broken rule that concerns more than one key."""
     yield from _model_rules(config.model)
     yield from _prepare_rules(config)
     yield from _quantize_rules(config.quantize)
@@ -32,7 +33,7 @@ def check_combinations(config: Config) -> Iterable[Problem]:
     if config.evaluate.stride >= config.evaluate.window:
         yield Problem(
             "evaluate.stride", config.evaluate.stride,
-            f"must be below evaluate.window = {config.evaluate.window}, or tokens go unscored",
+            f"must be below evaluate.window = {config.evaluate.window}, or it skips tokens",
             "Lower evaluate.stride.",
         )  # fmt: skip
 
@@ -46,15 +47,15 @@ def _export_rules(config: Config) -> Iterable[Problem]:
         if name in formats and (adapter.variant == "none" or method == "qat"):
             yield Problem(
                 "export.formats", config.export.formats,
-                f"cannot contain {name}, for adapter.variant = {adapter.variant} with "
-                f"train.method = {method} makes a full model",
+                f"cannot contain {name}, because adapter.variant = {adapter.variant} with "
+                f"train.method = {method} gives a full model",
                 "Export safetensors or gguf.",
             )  # fmt: skip
     if "compressed" in formats and method == "bitnet":
         yield Problem(
             "export.formats", config.export.formats,
-            "cannot contain compressed, which would round the three values that "
-            "train.method = bitnet trains once more",
+            "cannot contain compressed, which would round the ternary weights of "
+            "train.method = bitnet a second time",
             "Export safetensors, or gguf with export.type=tq2_0.",
         )  # fmt: skip
     if "adapter" in formats:
@@ -68,35 +69,35 @@ def _peft_adapter_rules(config: Config) -> Iterable[Problem]:
     if quantize.scheme not in ("none", "nf4", "fp4", "int8"):
         yield Problem(
             "export.formats", config.export.formats,
-            "cannot contain adapter, for who loads it with peft cannot quantise its base by "
-            f"quantize.scheme = {quantize.scheme}",
+            "cannot contain adapter, because its users load the base by transformers, which cannot "
+            f"quantize it by quantize.scheme = {quantize.scheme}",
             "Export safetensors or gguf with merge.base=dequantized, or take quantize=nf4.",
         )  # fmt: skip
     if quantize.scheme in ("nf4", "fp4") and quantize.block_size != 64:
         yield Problem(
             "export.formats", config.export.formats,
-            "cannot contain adapter, for BitsAndBytesConfig quantises a base in blocks of 64, not "
-            f"of quantize.block_size = {quantize.block_size}",
+            "cannot contain adapter, because its users load the base by BitsAndBytesConfig, in "
+            f"blocks of 64, not of quantize.block_size = {quantize.block_size}",
             "Set quantize.block_size=64, or export safetensors or gguf.",
         )  # fmt: skip
 
 
 def _gguf_adapter_rules(config: Config) -> Iterable[Problem]:
-    """llama.cpp adds B·A to matrices of the full-precision base, and does nothing else."""
+    """llama.cpp only adds scale·B·A to matrices of the full-precision base."""
     adapter = config.adapter
     reasons = {
-        "dora": "scales each row of the sum",
-        "loftq": "has learned the error of its quantised base, which the base's GGUF does not have",
+        "dora": "scales each row of W + scale·B·A",
+        "loftq": "has learned the error of its quantized base, which the base's GGUF does not have",
     }
     for key, value, reason in (
         ("adapter.variant", adapter.variant, reasons.get(adapter.variant)),
-        ("adapter.bias", adapter.bias, "trains biases, too"),
-        ("adapter.modules_to_save", adapter.modules_to_save, "trains full matrices, too"),
+        ("adapter.bias", adapter.bias, "also trains biases"),
+        ("adapter.modules_to_save", adapter.modules_to_save, "also trains full matrices"),
     ):
         if reason and value not in (None, "none"):
             yield Problem(
                 key, value,
-                f"{reason}, and llama.cpp's LoRA file has low-rank updates of the base alone",
+                f"{reason}, and a LoRA file of llama.cpp holds only low-rank updates of the base",
                 "Export adapter or gguf instead of gguf_adapter, or take adapter=lora.",
             )  # fmt: skip
 
@@ -105,14 +106,14 @@ def _mixed_type_rules(config: Config) -> Iterable[Problem]:
     if config.prepare.calibration_fraction == 0:
         yield Problem(
             "export.type", config.export.type,
-            "rounds by the importance of columns, which calibration rows measure, and "
+            "rounds by the importance of columns, which is measured on calibration rows, and "
             "prepare.calibration_fraction = 0 leaves none",
             "Raise prepare.calibration_fraction, or export another type such as q8_0.",
         )  # fmt: skip
     if config.train.method == "bitnet":
         yield Problem(
             "export.type", config.export.type,
-            "has no exact code for the three values that train.method = bitnet trains",
+            "has no exact codes for the ternary weights of train.method = bitnet",
             "Set export.type=tq2_0, or a float type.",
         )  # fmt: skip
 
@@ -169,7 +170,7 @@ def _source_rules(prepare: Prepare) -> Iterable[Problem]:
     if prepare.eval_split is not None and prepare.source != "hub":
         yield Problem(
             "prepare.eval_split", prepare.eval_split,
-            f"is a split of a hub data set, and prepare.source = {prepare.source}",
+            f"names a split of a hub data set, but prepare.source = {prepare.source}",
             "Set prepare.eval_path to a file, or prepare=hub.",
         )  # fmt: skip
     if prepare.eval_split is not None and prepare.eval_path is not None:
@@ -186,22 +187,22 @@ def _source_rules(prepare: Prepare) -> Iterable[Problem]:
     if prepare.template == "plain" and prepare.format in ("messages", "sharegpt"):
         yield Problem(
             "prepare.template", "plain",
-            f"has no turns, which prepare.format = {prepare.format} is made of",
+            f"has no turns, of which rows of prepare.format = {prepare.format} consist",
             "Set prepare.template=chat.",
         )  # fmt: skip
     yield from _format_rules(prepare)
     if prepare.max_characters is not None and prepare.min_characters > prepare.max_characters:
         yield Problem(
             "prepare.min_characters", prepare.min_characters,
-            f"is above prepare.max_characters = {prepare.max_characters}, which leaves no rows",
-            "Lower it.",
+            f"is above prepare.max_characters = {prepare.max_characters}, so no row is kept",
+            "Lower prepare.min_characters.",
         )  # fmt: skip
 
 
 def _format_rules(prepare: Prepare) -> Iterable[Problem]:
     if prepare.template == "chat" and prepare.format == "text":
         yield Problem(
-            "prepare.template", "chat", "has turns, which prepare.format = text has not",
+            "prepare.template", "chat", "needs turns, which prepare.format = text does not have",
             "Set prepare.template=plain, or rendered for texts with their special tokens in them.",
         )  # fmt: skip
     for name in ("prompt", "completion"):
@@ -211,15 +212,15 @@ def _format_rules(prepare: Prepare) -> Iterable[Problem]:
                 f"prepare.{name}", value, f"is not read by prepare.format = {prepare.format}",
                 f"Set prepare.format=prompt_completion, or prepare.{name}=null.",
             )  # fmt: skip
-    if prepare.prompt is not None and prepare.completion is not None and not _named(prepare):
+    if prepare.prompt is not None and prepare.completion is not None and not _names_field(prepare):
         yield Problem(
             "prepare.completion", prepare.completion,
-            "names no field of a row, nor does prepare.prompt", "Write {field} into one of them.",
+            "and prepare.prompt name no field of a row", "Write {field} in one of them.",
         )  # fmt: skip
 
 
-def _named(prepare: Prepare) -> bool:
-    """Whether the format strings name a field; broken ones are reported by their own rule."""
+def _names_field(prepare: Prepare) -> bool:
+    """Whether the format strings name a field; an invalid one breaks its own rule."""
     try:
         return bool(field_names(f"{prepare.prompt}{prepare.completion}"))
     except ValueError:
@@ -232,13 +233,13 @@ def _train_rules(config: Config) -> Iterable[Problem]:
         yield Problem(
             "train.checkpoint_steps", train.checkpoint_steps,
             f"must be a multiple of train.logging_steps = {train.logging_steps}, or a resumed "
-            "training would log another loss",
+            "training would log other losses",
             "Change one of them.",
         )  # fmt: skip
     if train.early_stopping.patience is not None and train.eval_steps is None:
         yield Problem(
             "train.early_stopping.patience", train.early_stopping.patience,
-            "counts evaluations, and train.eval_steps = None makes none before the last step",
+            "counts evaluations, but train.eval_steps = null evaluates only the last step",
             "Set train.eval_steps.",
         )  # fmt: skip
     if train.keep == "best" and train.checkpoint_steps != train.eval_steps:
@@ -262,54 +263,54 @@ def _launch_rules(config: Config) -> Iterable[Problem]:
     if (launch.strategy == "single") != (launch.processes == 1):
         yield Problem(
             "launch.processes", launch.processes,
-            f"does not go with launch.strategy = {launch.strategy}: single is one process, every "
-            "other strategy two or more",
+            f"does not fit launch.strategy = {launch.strategy}: single has one process, "
+            "every other strategy two or more",
             "Take launch=ddp, fsdp or deepspeed for several processes, and launch=single for one.",
         )  # fmt: skip
     if launch.processes % launch.machines:
         yield Problem(
             "launch.processes", launch.processes,
             f"does not divide into launch.machines = {launch.machines} equal parts",
-            "It counts the processes of all machines together: use a multiple.",
+            "It counts the processes of all machines: use a multiple of launch.machines.",
         )  # fmt: skip
     if train.batch_size * train.gradient_accumulation % launch.processes:
         yield Problem(
             "launch.processes", launch.processes,
-            "does not divide the rows of a step, train.batch_size * train.gradient_accumulation = "
+            "does not divide the rows of an optimizer step, train.batch_size * "
+            "train.gradient_accumulation = "
             f"{train.batch_size} * {train.gradient_accumulation}",
-            "Set the two so that their product, the same for any number of processes, is a "
-            "multiple of launch.processes.",
+            "Make the product, which counts the rows of all processes, a multiple of "
+            "launch.processes.",
         )  # fmt: skip
     if (launch.sharding is None) == (launch.strategy in ENGINES):
         yield Problem(
             "launch.sharding", launch.sharding,
-            "is for launch.strategy = fsdp or deepspeed, and needed by them; the strategy is "
+            "must be set for launch.strategy = fsdp or deepspeed, and null for others; it is "
             f"{launch.strategy}",
             "Take launch=fsdp or launch=deepspeed, or set launch.sharding=null.",
         )  # fmt: skip
     if launch.strategy in ENGINES:
-        yield from _divided_model_rules(config)
+        yield from _sharding_rules(config)
     if launch.offload and launch.strategy not in ENGINES:
         yield Problem(
             "launch.offload", True,
-            f"moves divided weights to the CPU, and launch.strategy = {launch.strategy} divides "
-            "none",
+            f"moves sharded weights to the CPU; launch.strategy = {launch.strategy} shards none",
             "Take launch=fsdp or launch=deepspeed, or set launch.offload=false.",
         )  # fmt: skip
 
 
-def _divided_model_rules(config: Config) -> Iterable[Problem]:
+def _sharding_rules(config: Config) -> Iterable[Problem]:
     strategy, quantize, train = config.launch.strategy, config.quantize, config.train
     if quantize.scheme not in ("none", "nf4", "fp4"):
         yield Problem(
             "launch.strategy", strategy,
-            f"cannot divide the weights of quantize.scheme = {quantize.scheme}",
+            f"cannot shard the weights of quantize.scheme = {quantize.scheme}",
             "Take quantize=nf4, fp4 or none, or launch=ddp.",
         )  # fmt: skip
     if strategy == "fsdp" and train.optimizer not in ("adamw_torch", "sgd"):
         yield Problem(
             "train.optimizer", train.optimizer,
-            "cannot update the divided parameters of launch.strategy = fsdp",
+            "cannot update the sharded parameters of launch.strategy = fsdp",
             "Set train.optimizer=adamw_torch, or take launch=ddp.",
         )  # fmt: skip
 
@@ -319,7 +320,7 @@ def _general_rules(config: Config) -> Iterable[Problem]:
     if general.source == config.prepare.source and general.source in ("glosses", "quotes"):
         yield Problem(
             "evaluate.general.source", general.source,
-            f"is what is tuned on, prepare.source = {config.prepare.source}, and so measures no "
+            f"is what is tuned on, prepare.source = {config.prepare.source}, so it measures no "
             "forgetting",
             "Choose another source, or none.",
         )  # fmt: skip
@@ -338,19 +339,19 @@ def _general_rules(config: Config) -> Iterable[Problem]:
 def _inputs_rules(config: Config) -> Iterable[Problem]:
     for name, path in own_inputs(config).items():
         place = Path(path).resolve()
-        made = [Path(made).resolve() for made in MADE]
-        if any(place.is_relative_to(other) or other.is_relative_to(place) for other in made):
+        outputs = [Path(path).resolve() for path in OUTPUTS]
+        if any(place.is_relative_to(other) or other.is_relative_to(place) for other in outputs):
             yield Problem(
                 INPUT_KEYS[name], path,
-                f"is or contains a place that the pipeline writes to ({', '.join(MADE)})",
-                "Put the files into a folder of their own and name that.",
+                f"overlaps with a path that the pipeline writes to ({', '.join(OUTPUTS)})",
+                "Put the files into another folder, and name that.",
             )  # fmt: skip
     for name, path in derive_inputs(config).items():
         value = getattr(config.inputs, name)
         if value != path:
             yield Problem(
                 f"inputs.{name}", value,
-                f"is not what the other sections make it, {path!r}, so dvc.yaml would miss changes",
+                f"must be {path!r}, as the other sections imply, or DVC would miss changes there",
                 f"Set inputs.{name} to {path}, or compose params.yaml anew with `python -m conf`.",
             )  # fmt: skip
 
@@ -383,8 +384,8 @@ def _quantize_rules(quantize: Quantize) -> Iterable[Problem]:
     if quantize.scheme in ("dynamic_w8a8", "static_w8a8") and quantize.granularity == "group":
         yield Problem(
             "quantize.granularity", "group",
-            f"gives a row several scales, but quantize.scheme = {quantize.scheme} multiplies "
-            "integers along whole rows",
+            f"gives a row several scales, but quantize.scheme = {quantize.scheme} sums integer "
+            "products over whole rows",
             "Choose tensor or channel.",
         )  # fmt: skip
     if quantize.rounding is not None and quantize.scheme not in ("symmetric", "asymmetric"):
@@ -396,15 +397,15 @@ def _quantize_rules(quantize: Quantize) -> Iterable[Problem]:
     elif quantize.rounding == "awq" and quantize.granularity != "group":
         yield Problem(
             "quantize.rounding", "awq",
-            "makes columns alike within groups of a row, and quantize.granularity = "
-            f"{quantize.granularity} has none",
+            "scales columns within groups of a row, and quantize.granularity = "
+            f"{quantize.granularity} has no groups",
             "Set quantize.granularity=group and quantize.group_size, or quantize.rounding=nearest.",
         )  # fmt: skip
     if quantize.activation_granularity == "channel" and quantize.activation_zero_point:
         yield Problem(
             "quantize.activation_zero_point", True,
-            "goes with one scale a tensor; quantize.activation_granularity = channel folds its "
-            "scales into the weights, which leaves no place for zero points",
+            "needs one scale per tensor; quantize.activation_granularity = channel multiplies its "
+            "scales into the weights, which cannot hold zero points",
             "Set quantize.activation_zero_point=false, or quantize.activation_granularity=tensor.",
         )  # fmt: skip
 
@@ -415,7 +416,7 @@ def _method_rules(config: Config) -> Iterable[Problem]:
         if quantize.scheme != "none":
             yield Problem(
                 "adapter.variant", "none",
-                f"trains every weight, which quantize.scheme = {quantize.scheme} has frozen",
+                f"trains every weight, but quantize.scheme = {quantize.scheme} freezes them",
                 "Set quantize=none, or choose an adapter such as lora.",
             )  # fmt: skip
     else:
@@ -426,44 +427,44 @@ def _method_rules(config: Config) -> Iterable[Problem]:
     if (adapter.bits is None) == (adapter.variant == "quantized_lora"):
         yield Problem(
             "adapter.bits", adapter.bits,
-            "is for adapter.variant = quantized_lora, and needed by it; the variant is "
+            "must be set for adapter.variant = quantized_lora, and null for others; the variant is "
             f"{adapter.variant}",
             "Take adapter=quantized_lora, or set adapter.bits=null.",
         )  # fmt: skip
     if adapter.start is not None and adapter.variant in ("none", "pissa", "loftq"):
         yield Problem(
             "adapter.start", adapter.start,
-            f"does not go with adapter.variant = {adapter.variant}, which has a start of its own",
+            f"cannot be combined with adapter.variant = {adapter.variant}, which has its own start",
             "Set adapter.start=null, or adapter=lora (with adapter.r twice as large for an adapter "
             "that pissa has trained).",
         )  # fmt: skip
     if adapter.variant == "pissa" and quantize.scheme != "none":
         yield Problem(
             "adapter.variant", "pissa",
-            "takes its start out of the full-precision weights, so it cannot stand on "
+            "starts from singular vectors of full-precision weights, so it cannot be combined with "
             f"quantize.scheme = {quantize.scheme}",
-            "Set quantize=none, or choose loftq, which starts at the quantisation's error.",
+            "Set quantize=none, or choose loftq, which starts from the quantization error.",
         )  # fmt: skip
     if adapter.variant == "loftq":
         if quantize.scheme != "nf4":
             yield Problem(
                 "adapter.variant", "loftq",
-                "starts at the error of a 4-bit base, so it cannot stand on "
+                "starts from the quantization error of an nf4 base, so it cannot be combined with "
                 f"quantize.scheme = {quantize.scheme}",
                 "Set quantize=nf4.",
             )  # fmt: skip
         if config.merge.base != "dequantized":
             yield Problem(
                 "merge.base", config.merge.base,
-                "would count the quantisation's error twice, for adapter.variant = loftq has "
+                "would add the quantization error twice, because adapter.variant = loftq has "
                 "learned it",
                 "Set merge.base=dequantized.",
             )  # fmt: skip
-    yield from _full_method_rules(config)
+    yield from _qat_and_bitnet_rules(config)
 
 
-def _full_method_rules(config: Config) -> Iterable[Problem]:
-    """Of qat and bitnet, which shape the weights themselves."""
+def _qat_and_bitnet_rules(config: Config) -> Iterable[Problem]:
+    """Rules of qat and bitnet, and of the keys that only they read."""
     adapter, quantize, train = config.adapter, config.quantize, config.train
     reads = {
         "qat": ("weight_bits", "group_size", "activation_bits"),
@@ -483,7 +484,7 @@ def _full_method_rules(config: Config) -> Iterable[Problem]:
     if train.method == "bitnet" and (adapter.variant, quantize.scheme) != ("none", "none"):
         yield Problem(
             "train.method", "bitnet",
-            "trains ternary weights from full-precision masters, so it cannot be combined with "
+            "trains ternary weights from full-precision ones, so it cannot be combined with "
             f"adapter.variant = {adapter.variant} and quantize.scheme = {quantize.scheme}",
             "Set adapter=none quantize=none.",
         )  # fmt: skip
@@ -491,19 +492,19 @@ def _full_method_rules(config: Config) -> Iterable[Problem]:
         if quantize.scheme != "none":
             yield Problem(
                 "train.method", "qat",
-                "learns the quantisation itself, so it cannot stand on "
+                "quantizes the weights itself, so it cannot be combined with "
                 f"quantize.scheme = {quantize.scheme}",
                 "Set quantize=none.",
             )  # fmt: skip
         if adapter.variant not in QAT_ADAPTERS:
             yield Problem(
                 "adapter.variant", adapter.variant,
-                "has no effective weight W + scale B A to quantise, as train.method = qat does",
+                "has no effective weight W + scale·B·A, which train.method = qat quantizes",
                 f"Choose {', '.join(QAT_ADAPTERS)}.",
             )  # fmt: skip
         if adapter.modules_to_save:
             yield Problem(
                 "adapter.modules_to_save", adapter.modules_to_save,
-                "would train whole modules past the quantisation of train.method = qat",
+                "would train whole modules without the quantization of train.method = qat",
                 "Set adapter.modules_to_save=null, or adapter=none.",
             )  # fmt: skip

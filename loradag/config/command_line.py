@@ -1,4 +1,4 @@
-"""Options of a command, `key=value` each, as the fields of a dataclass."""
+"""Read the options of a command, `key=value` each, into a dataclass."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ T = TypeVar("T")
 
 
 def option(default: Any, meaning: str, rule: Any = None) -> Any:
-    """A field with its meaning, for `usage`; `rule` is a field of `loradag.config.rules`."""
+    """A dataclass field for an option.
+
+    Args:
+        default: its value where the option is not given.
+        meaning: what `usage` prints.
+        rule: a field that `loradag.config.rules` made, whose rule applies.
+    """
     metadata = {"meaning": meaning, **(rule.metadata if rule else {})}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def usage(first_line: str, options: type) -> str:
-    """Every option with its default and meaning."""
+    """The text of `--help`: every option with its default and meaning."""
     lines = [
         f"  {field.name}={'null' if field.default is None else str(field.default).lower()}"
         f"{' ' * max(1, 22 - len(field.name) - len(str(field.default)))}"
@@ -32,15 +38,17 @@ def usage(first_line: str, options: type) -> str:
 
 
 def read_arguments(options: type[T], arguments: list[str], example: str) -> T:
-    """An instance of the dataclass `options`.
+    """An instance of the dataclass `options` from `arguments`.
 
-    Texts are taken as they are, where OmegaConf would resolve a ${name}.
+    Strings are taken literally: OmegaConf would resolve a ${name} in them.
 
     Args:
-        example: an argument, for the message about one that is none.
+        options: the dataclass, made of `option` fields.
+        arguments: of the command line.
+        example: a valid argument, for error messages.
 
     Raises:
-        LoradagError: an unknown key, a wrong type, or a value that breaks the rule of its option.
+        LoradagError: an unknown option, a wrong type, or a value that breaks its rule.
     """
     for argument in arguments:
         if "=" not in argument:

@@ -16,7 +16,7 @@ def compose(overrides: list[str]) -> DictConfig:
     """The resolved, validated config of `overrides`.
 
     Raises:
-        LoradagError: an override that Hydra refuses, or a rule that is broken.
+        LoradagError: Hydra refuses an override, or the config breaks a rule.
     """
     try:
         with initialize_config_module("conf", version_base="1.3"):
@@ -24,7 +24,7 @@ def compose(overrides: list[str]) -> DictConfig:
     except HydraException as error:
         causes = [str(error), str(error.__cause__ or "")]
         raise LoradagError("\n".join(line for line in causes if line)) from error
-    config.checked = True  # it is, here, with messages in the words of the overrides
+    config.checked = True  # else resolving checks the rules; below, errors name the overrides
     OmegaConf.resolve(config)
     validate(plain(config), source=" ".join(overrides) or "the default configuration")
     return config

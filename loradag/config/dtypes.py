@@ -1,3 +1,3 @@
-"""Names of compute dtypes."""
+"""The options of every key that names a dtype."""
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -1,8 +1,8 @@
-"""The section `inputs`: what stages read from outside the pipeline, as `dvc.yaml` names it.
+"""The section `inputs`: the user's own files that stages read, as deps in `dvc.yaml`.
 
-Composing the configuration derives it from the other sections, so that an edited file reruns what
-depends on it. `${inputs.rows}` in `dvc.yaml` takes exactly one existing path: where there is
-nothing to read, it is a dep that the stage has anyway.
+Composition derives it from the other sections, so that an edited file reruns the stages that depend
+on it. A dep such as `${inputs.rows}` must be exactly one existing path: where a stage reads no file
+of the user's, it is another dep of that stage.
 """
 
 import os
@@ -18,8 +18,7 @@ from loradag.config.quantize import INPUT_ROUNDINGS
 
 CALIBRATION = "data/prepared/calibration.parquet"
 
-
-# What a stage depends on anyway, where it reads nothing of the user's own.
+# Another dep of the same stage, for inputs that are not set.
 DEFAULTS = {
     "model": "stages/fetch.py",
     "rows": "stages/prepare.py",
@@ -29,7 +28,7 @@ DEFAULTS = {
     "tasks": "data/prepared",
     "adapter": "stages/train.py",
 }
-# The option that names each input.
+# The key that sets each input.
 INPUT_KEYS = {
     "model": "model.path",
     "rows": "prepare.path",
@@ -56,7 +55,7 @@ class Inputs:
 
 
 def derive_inputs(config: Any) -> dict[str, str]:
-    """The section `inputs` of a configuration: a `Config`, or what Hydra composed."""
+    """The section `inputs` of a configuration, a `Config` or a `DictConfig`."""
     quantize = config.quantize
     is_calibrated = quantize.scheme == "static_w8a8" or quantize.rounding in INPUT_ROUNDINGS
     calibration = CALIBRATION if is_calibrated else "artifacts/base"
@@ -64,7 +63,7 @@ def derive_inputs(config: Any) -> dict[str, str]:
 
 
 def own_inputs(config: Any) -> dict[str, str]:
-    """Those of the inputs that are files and folders of the user's own."""
+    """The inputs that are the user's own files and folders."""
     model, prepare, evaluate = config.model, config.prepare, config.evaluate
     named = {
         "model": _paths(model, "path") if model.source == "local" else [],
@@ -98,15 +97,16 @@ def _paths(section: Any, name: str) -> list[str]:
 
 
 def _listed(paths: Any) -> list[str]:
-    """Of a value that is no path, nothing: the rules of its key refuse it."""
+    """The paths among the values; the rule of their key refuses all others."""
     values = [paths] if isinstance(paths, str) or not isinstance(paths, Sequence) else paths
     return [path for path in values if isinstance(path, str)]
 
 
 def common_path(paths: Iterable[str]) -> str:
-    """The file or folder that holds all of `paths`: of a pattern, the folder before its wildcard.
+    """The file or folder that contains all of `paths`.
 
-    Relative paths stay relative, so that the same project in another folder has the same deps.
+    Of a pattern it is the folder before the first wildcard. Relative paths stay relative, so that
+    the deps do not depend on where the project is.
     """
     fixed = [_without_wildcards(os.path.expanduser(path)) for path in paths]
     if len({os.path.isabs(path) for path in fixed}) > 1:

@@ -12,19 +12,19 @@ from loradag.config.rules import (
 
 @dataclass
 class Tolerance:
-    """Past it the merge fails. KL is a mean over tokens, in nats."""
+    """The limits past which the merge fails; KL is the mean over tokens, in nats."""
 
-    rounding: float = above(0)  # KL to the same base with the unmerged adapter
-    kl: float = above(0)  # KL to the model as trained, on its quantised base
-    perplexity: float = above(0)  # relative rise over the model as trained
+    rounding: float = above(0)  # KL from the same base with the unmerged adapter
+    kl: float = above(0)  # KL from the model as trained, on its quantized base
+    perplexity: float = above(0)  # relative rise over that of the model as trained
 
 
 @dataclass
 class Merge:
-    """Adapter into base."""
+    """How the adapter is merged into its base, and how that is verified."""
 
     base: str = one_of("original", "dequantized")
     dtype: str = one_of(*DTYPES)  # of the merged weights; auto: the base's
-    rows: int = at_least(1)  # held-out rows that the parity is measured on
+    rows: int = at_least(1)  # held-out rows on which both models are compared
     max_new_tokens: int = at_least(1)  # of the greedy continuations
     tolerance: Tolerance = field(default_factory=Tolerance)

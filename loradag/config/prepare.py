@@ -17,7 +17,7 @@ from loradag.config.rules import (
 )
 
 FORMATS = ("messages", "sharegpt", "alpaca", "prompt_completion", "text")
-# The fields that a mapping can rename, by the names that the formats give them.
+# The keys of `prepare.fields`: fields by the names that the formats give them.
 FIELDS = (
     "messages", "conversations", "role", "content", "from", "value", "tools",
     "instruction", "input", "output", "prompt", "completion", "text",
@@ -28,7 +28,7 @@ MIX_KEYS = (*MIX_TEXTS, "weight", "path")
 
 
 def _mapping() -> Any:
-    text = "must map fields of the formats to fields of the rows"
+    text = "must map names of the formats to names of the rows"
     remedy = f"Keys: {', '.join(FIELDS)}; for example {{messages: dialogue}}."
     return rule_field(
         Rule(
@@ -101,13 +101,14 @@ def _function() -> Any:
 
 @dataclass
 class Prepare:
-    """Rows in, token ids out: source, format, filter, split, template."""
+    """How rows become token ids: source, format, filters, splits, template."""
 
     source: str = one_of(*PACKAGED, "hub", "file", "mix")
     id: str | None = MISSING  # hub data set
-    config: str | None = MISSING  # hub data set: the one of its configurations
+    config: str | None = MISSING  # hub data set: one of its configurations
     revision: str | None = MISSING  # hub data set: branch, tag or commit
-    # file: jsonl, json, csv, parquet or txt, also compressed; a file, a folder, a pattern, a list.
+    # file: a file, a folder, a pattern or a list of them; jsonl, json, csv, parquet or txt, also
+    # compressed.
     path: Any = _paths()
     split: str = MISSING  # hub data set
     mix: Any = _mix()  # mix: several sources by weight
@@ -115,23 +116,23 @@ class Prepare:
     eval_split: str | None = MISSING  # held-out rows: another split of the hub data set
     license: str | None = MISSING  # for the model card
     format: str = one_of("auto", *FORMATS)  # auto: by the fields that the rows have
-    fields: Any = _mapping()  # names of fields where they differ from the format's
-    transform: str | None = _function()  # FILE.py:FUNCTION, from a row to a row, or to None
+    fields: Any = _mapping()  # the rows' names of fields, where they differ from the format's
+    transform: str | None = _function()  # FILE.py:FUNCTION, from a row to a row; None drops the row
     # plain: prompt + completion + EOS; chat: turns of the tokenizer's chat template;
     # rendered: the completion is a full text with its special tokens, never rendered again.
     template: str = one_of("plain", "chat", "rendered")
-    prompt: str | None = format_string()  # over the row's fields; null: the format's own
+    prompt: str | None = format_string()  # with the row's fields; null: the default of the format
     completion: str | None = format_string()
-    date: str = _date()  # what chat templates that print today's date print instead
-    # Fields whose normalised text must not recur; null: all of its texts.
+    date: str = _date()  # what chat templates print instead of today's date
+    # Fields whose normalized text must not recur; null: all texts of the row.
     unique: list[str] | None = MISSING
     near_duplicates: float | None = fraction()  # drop rows this similar (Jaccard of word 5-grams)
     min_characters: int = at_least(0)
     max_characters: int | None = at_least(1)
-    max_rows: int | None = at_least(1)  # after filter and dedupe; a sample by content hash
+    max_rows: int | None = at_least(1)  # after filters and deduplication; sampled by content hash
     max_tokens: int = at_least(8)
     overlong: str = one_of("drop", "truncate")
-    on_error: str = one_of("stop", "drop")  # of rows that cannot be read
+    on_error: str = one_of("stop", "drop")  # at rows that cannot be read
     eval_fraction: float = fraction()
     calibration_fraction: float = fraction()
-    golden: list[str] = MISSING  # texts whose ids every tokenizer downstream is verified against
+    golden: list[str] = MISSING  # texts on which every later tokenizer is verified

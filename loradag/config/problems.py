@@ -1,11 +1,11 @@
-"""What is raised for users: one message for every mistake, with its remedy."""
+"""The errors that users see: what is wrong, where, and what to do."""
 
 from dataclasses import dataclass
 from typing import Any
 
 
 class LoradagError(Exception):
-    """What a user can fix: the message says what is wrong, where, and what to do."""
+    """An error that the user can fix; its message is shown without a traceback."""
 
 
 @dataclass(frozen=True)

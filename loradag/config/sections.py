@@ -1,4 +1,4 @@
-"""`params.yaml` as a whole: a section for each stage or shared noun."""
+"""All sections of `params.yaml`."""
 
 from dataclasses import dataclass, field
 
@@ -19,15 +19,15 @@ from loradag.config.train import Train
 
 @dataclass
 class Runtime:
-    """What cannot change an output; no stage declares it."""
+    """Options that cannot change an output, so no stage depends on them."""
 
-    threads: int | None = at_least(1)  # null: the cores there are
+    threads: int | None = at_least(1)  # null: as many as there are cores
     device: str = one_of("auto", "cpu", "cuda", "mps")
 
 
 @dataclass
 class Sweep:
-    """How far the jobs of a sweep run, what it shares, and which workspaces are kept."""
+    """Which stages the jobs of a sweep run, and which workspaces are kept."""
 
     keep: str = one_of("all", "failed", "none")
     until: str = one_of("evaluate", "export")  # the last stage of a job; `report` always runs
@@ -36,7 +36,7 @@ class Sweep:
 
 @dataclass
 class Config:
-    """`params.yaml`: one section a stage or shared noun."""
+    """`params.yaml`: a section for each stage, and those that several stages share."""
 
     model: Model = field(default_factory=Model)
     prepare: Prepare = field(default_factory=Prepare)
@@ -47,8 +47,8 @@ class Config:
     evaluate: Evaluate = field(default_factory=Evaluate)
     merge: Merge = field(default_factory=Merge)
     export: Export = field(default_factory=Export)
-    seed: int = at_least(0)  # of the adapter's start, dropout and the order of rows
+    seed: int = at_least(0)  # of the adapter's initial weights, dropout and the order of rows
     runtime: Runtime = field(default_factory=Runtime)
     sweep: Sweep = field(default_factory=Sweep)
-    inputs: Inputs = field(default_factory=Inputs)  # derived: deps in dvc.yaml
+    inputs: Inputs = field(default_factory=Inputs)  # derived; deps in dvc.yaml
     checked: bool = MISSING  # composing this key checks the rules

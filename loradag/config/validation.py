@@ -23,7 +23,7 @@ def load_config(path: Path) -> Config:
     """Read and validate a `params.yaml`.
 
     Raises:
-        ConfigError: with every problem of the file.
+        ConfigError: with every problem of the file, or because it is missing or not YAML.
     """
     if not path.exists():
         remedy = "Run in the project's root, or compose it with `python -m conf`."
@@ -44,23 +44,29 @@ def validate(raw: Any, source: str = "params.yaml") -> Config:
         ConfigError: with every problem found.
     """
     malformed: list[Problem] = []
-    unruly: list[Problem] = []
-    config: Config = _read(Config, raw, "", malformed, unruly)
+    broken: list[Problem] = []
+    config: Config = _read(Config, raw, "", malformed, broken)
     if not malformed:
-        unruly += check_combinations(config)
-    if problems := malformed + unruly:
+        broken += check_combinations(config)
+    if problems := malformed + broken:
         raise ConfigError(problems, source)
     return config
 
 
-def _read(cls: type, raw: Any, prefix: str, malformed: list[Problem], unruly: list[Problem]) -> Any:
-    """Build `cls` field by field through OmegaConf's own conversion, gathering the problems.
+def _read(cls: type, raw: Any, prefix: str, malformed: list[Problem], broken: list[Problem]) -> Any:
+    """Build `cls` field by field, converting values as OmegaConf does, and collect all problems.
 
-    Beyond `malformed` keys no combination can be checked; with `unruly` values it still can.
+    Args:
+        cls: the dataclass of a section, or `Config`.
+        raw: the section as plain containers.
+        prefix: of the section's keys, such as `adapter.`; empty for `Config`.
+        malformed: takes unknown and missing keys and wrong types; beyond them no combination of
+            keys can be checked.
+        broken: takes values that break the rule of their key.
     """
     if not isinstance(raw, dict):
         malformed.append(
-            Problem(prefix.rstrip(".") or "the file", raw, "must be a section of keys",
+            Problem(prefix.rstrip(".") or "the file", raw, "must be a mapping of keys to values",
                     "Compose it anew with `python -m conf`.")
         )  # fmt: skip
         return None
@@ -77,12 +83,12 @@ def _read(cls: type, raw: Any, prefix: str, malformed: list[Problem], unruly: li
             remedy = f"Set {key} to a value."
             malformed.append(Problem(key, MISSING, "is missing", remedy))
         elif isinstance(spec.type, type) and dataclasses.is_dataclass(spec.type):
-            values[name] = _read(spec.type, raw[name], f"{key}.", malformed, unruly)
+            values[name] = _read(spec.type, raw[name], f"{key}.", malformed, broken)
         else:
             values[name] = _convert(typed, spec, key, raw[name], malformed)
             rule: Rule | None = spec.metadata.get("rule")
             if rule and values[name] is not None and not rule.holds(values[name]):
-                unruly.append(Problem(key, values[name], rule.text, rule.remedy))
+                broken.append(Problem(key, values[name], rule.text, rule.remedy))
     return cls(**values)
 
 
