@@ -1,1 +1,1 @@
-"""What a run will take, known before it starts: its jobs, stages, parameters and memory."""
+"""The plan of a run before it starts: its jobs, stages, parameters, memory, time and disk."""

@@ -1,12 +1,13 @@
 """Bytes that stages store, by formula from the model's shape and the params.
 
-P parameters; T those of the adapter; w bytes a weight of the base: 2, of random weights 4.
+P: parameters of the model. T: parameters of the adapter. w: bytes per weight of the base, 2, or 4
+for random weights.
 
-    fetch      w P; weights of a hub are in its own cache, local ones stay in place
-    quantize   linear layers as their scheme stores them, w for each other weight
+    fetch      w P; 0 for weights of a hub, which its own cache has, and for local ones
+    quantize   linear layers as their scheme stores them, w per other weight
     train      4 T; 4 P where the result is a full checkpoint
     merge      w P, or as merge.dtype says
-    export     P times the bits of each format
+    export     P times the bits per weight of each format
 
 Reports, rows and tokenizers are left out. While `train` runs, its last two checkpoints take 12
 bytes a trained parameter each; they are deleted at the end.
@@ -22,8 +23,8 @@ from loradag.planning.memory import stored_bytes
 from loradag.planning.parameters import trainable_parameters
 from loradag.planning.shape import Shape
 
-# Bits a weight; of the mixtures, of Llama 3.1 8B with its embedding, as llama.cpp's README for
-# `llama-quantize` gives them.
+# Bits per weight. Those of mixed types are of Llama 3.1 8B with its embedding, from the README of
+# llama.cpp's `llama-quantize`.
 GGUF_BITS = {
     "f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q5_1": 6, "q5_0": 5.5, "q4_1": 5, "q4_0": 4.5,
     "tq2_0": 2.06, "tq1_0": 1.69, "q6_k": 6.56, "q5_k_m": 5.7, "q4_k_m": 4.89, "q3_k_m": 4.0,
@@ -33,7 +34,7 @@ COMPRESSED_BITS = {"w8a8": 8, "fp8": 8, "w4a16": 4.25}
 
 
 def stage_bytes(stage: str, shape: Shape, params: Mapping[str, Any]) -> float:
-    """What a run of the stage adds to the cache."""
+    """Bytes that a run of `stage` adds to the cache."""
     model, merge = params["model"], params["merge"]
     width = 4 if model["source"] == "random" else 2
     if stage == "fetch" and model["source"] in ("package", "random"):

@@ -1,7 +1,7 @@
-"""The jobs of a sweep: expanded from its overrides and composed, as by Hydra, but faster.
+"""The jobs of a sweep, expanded from its overrides and composed as Hydra does, but faster.
 
-Hydra composes every job from its files, a third of a second each. Here jobs that choose the same
-files share one composition, and only their values are set anew, by Hydra's own code for that.
+Hydra composes every job from its files, which takes a third of a second. Here, jobs that choose the
+same files share one composition; their values are set in copies of it, by Hydra's own code.
 """
 
 import copy
@@ -25,31 +25,35 @@ from loradag.config.composition import plain
 from loradag.config.problems import ConfigError, LoradagError, Problem
 from loradag.config.validation import validate
 
-UNSTAGED = ("runtime", "sweep")  # sections that cannot change an output
+RUNTIME_SECTIONS = ("runtime", "sweep")  # sections that cannot change an output
 
 
-def without_unstaged(overrides: Sequence[str]) -> list[str]:
-    """Of `overrides` those that can change an output."""
-    return [o for o in overrides if o.lstrip("+").split(".")[0] not in UNSTAGED]
+def output_overrides(overrides: Sequence[str]) -> list[str]:
+    """The overrides that can change an output."""
+    return [o for o in overrides if o.lstrip("+").split(".")[0] not in RUNTIME_SECTIONS]
 
 
 def promote_command(overrides: Sequence[str]) -> str:
     """The command that makes the job of `overrides` the project's own run, from the cache."""
-    quoted = map(shlex.quote, without_unstaged(overrides))
+    quoted = map(shlex.quote, output_overrides(overrides))
     return " ".join(["python -m conf", *quoted, "&& dvc repro"])
 
 
 @dataclass(frozen=True)
 class Job:
-    """One point of the sweep: what Hydra is given for it, and what it composes to."""
+    """A job of the sweep: its overrides, and the config that they compose to."""
 
     overrides: tuple[str, ...]
     params: dict[str, Any]
-    problems: tuple[Problem, ...] = ()  # rules that it breaks: it cannot run
+    problems: tuple[Problem, ...] = ()  # the rules that it breaks; if any, it cannot run
 
 
 class Composer:
-    """Composes configs of `conf/` for a list of overrides."""
+    """Composes `conf/` for lists of overrides.
+
+    Args:
+        loader: Hydra's config loader.
+    """
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
@@ -74,12 +78,12 @@ class Composer:
         values = [o for o in parsed if not self._is_group(o.key_or_group)]
         if choices not in self._by_choices:
             composed = self.loader.load_configuration("config", list(choices), RunMode.RUN)
-            with_hydra = OmegaConf.masked_copy(composed, [k for k in composed if k != "hydra"])
-            OmegaConf.set_struct(with_hydra, True)
-            self._by_choices[choices] = with_hydra
+            without_hydra = OmegaConf.masked_copy(composed, [k for k in composed if k != "hydra"])
+            OmegaConf.set_struct(without_hydra, True)
+            self._by_choices[choices] = without_hydra
         config = copy.deepcopy(self._by_choices[choices])
         apply_overrides([o for o in values if not o.key_or_group.startswith("hydra.")], config)
-        config.checked = True  # `job` validates, and keeps the problems
+        config.checked = True  # else resolving checks the rules; `job` collects their problems
         OmegaConf.resolve(config)
         return plain(config)
 
@@ -90,6 +94,7 @@ class Composer:
         return self._groups[name]
 
     def job(self, overrides: Sequence[str]) -> Job:
+        """The job of `overrides`, with the rules that it breaks."""
         params = self.compose(overrides)
         try:
             validate(params)
@@ -100,12 +105,13 @@ class Composer:
 
 @contextmanager
 def composer() -> Iterator[Composer]:
+    """A `Composer` of `conf/`, usable within the context."""
     with initialize_config_module("conf", version_base="1.3"):
         yield Composer(GlobalHydra.instance().config_loader())
 
 
 def is_grid(master: DictConfig) -> bool:
-    """Whether all jobs are known beforehand; other sweepers choose them as results come in."""
+    """Whether the jobs are known in advance; other sweepers choose them by earlier results."""
     return str(master.hydra.sweeper._target_).endswith(".BasicSweeper")
 
 
@@ -115,38 +121,42 @@ def is_search(master: DictConfig) -> bool:
 
 
 def is_grid_search(master: DictConfig) -> bool:
-    """Whether Optuna asks for every point of a grid."""
+    """Whether Optuna runs every point of a grid."""
     return is_search(master) and master.hydra.sweeper.sampler.get("name") == "grid"
 
 
 def sweep_overrides(master: DictConfig) -> list[str]:
-    """What is swept and fixed: of the sweeper's `params`, then of the command line."""
+    """The overrides of the sweep: the sweeper's `params`, then those of the command line."""
     params = master.hydra.sweeper.get("params") or {}
     return [f"{key}={value}" for key, value in params.items()] + list(master.hydra.overrides.task)
 
 
 def swept_keys(master: DictConfig) -> list[str]:
-    """The keys that take several values, in the order given."""
+    """The keys that take several values, in the order of the overrides."""
     parsed = OverridesParser.create().parse_overrides(sweep_overrides(master))
     return list(dict.fromkeys(o.get_key_element() for o in parsed if o.is_sweep_override()))
 
 
 def choices(parsed: Sequence[Override]) -> dict[str, list[str]]:
-    """The overrides that each key takes in turn, in Hydra's order of jobs: the last key fastest."""
-    choices: dict[str, list[str]] = {}
+    """The overrides that each key takes in turn; Hydra varies the last key fastest.
+
+    Raises:
+        LoradagError: an interval, which has no points to take in turn.
+    """
+    found: dict[str, list[str]] = {}
     for override in parsed:
         key = override.get_key_element()
         if not override.is_sweep_override():
-            choices[key] = [f"{key}={override.get_value_element_as_str()}"]
+            found[key] = [f"{key}={override.get_value_element_as_str()}"]
         elif override.is_discrete_sweep():
-            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            found[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         else:
             raise LoradagError(
                 f"{override.input_line}: an interval has no points to try one by one. Use "
                 "choice(...) or range(...), or a sampler that searches: hydra/sweeper=optuna "
                 "hydra/sweeper/sampler=tpe."
             )
-    return choices
+    return found
 
 
 def expand(composer: Composer, master: DictConfig) -> list[Job]:
@@ -157,10 +167,10 @@ def expand(composer: Composer, master: DictConfig) -> list[Job]:
 
 
 def compose_all(composer: Composer, points: Sequence[tuple[str, ...]]) -> list[Job]:
-    """The jobs of `points`, each the overrides of one, composed and checked.
+    """The jobs of `points`, each a list of overrides, composed and checked.
 
     Raises:
-        LoradagError: jobs that cannot even be composed (unknown key, option or type), all of them.
+        LoradagError: every job that cannot be composed: an unknown key or option, a wrong type.
     """
     jobs: list[Job] = []
     refused: list[str] = []

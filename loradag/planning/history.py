@@ -1,11 +1,12 @@
-"""How long stages take, by what earlier runs of the same model in MLflow took.
+"""How long stages take, by earlier runs of the same model in MLflow.
 
-Of a stage, the run counts whose params are most like the job's. The seconds of `train` are
+A stage takes as long as in the run that shares the most params with the job. Those of `train` are
+scaled by its tokens:
 
     seconds = (seconds' - tokens' / speed') + tokens / speed'
 
-with tokens and speed (tokens a second) as the report has them, ' of the earlier run. The first term
-is what loading takes. Runs of other machines count as well where MLflow is shared.
+with tokens and speed (tokens a second) of the report, and ' for the earlier run. The first term is
+the time of loading. Where MLflow is shared, runs of other machines count too.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from typing import Any
 
 from loradag.config.problems import LoradagError
 
-NEWEST = 200  # runs that are compared
+NEWEST = 200  # the runs that are compared
 
 
 @dataclass(frozen=True)
 class EarlierRun:
-    """What MLflow has of a run: flat params as text, numbers as `STAGE.KEY`."""
+    """A run as MLflow has it: flat params as text, metrics as `STAGE.KEY`."""
 
     params: Mapping[str, str]
     metrics: Mapping[str, float]
 
 
 def earlier_runs(project: Path, params: Mapping[str, Any]) -> list[EarlierRun]:
-    """Runs of the model that `params` names, the newest first; none where there is no store yet.
+    """Runs of the model that `params` names, newest first; none if there is no store yet.
 
     Raises:
         LoradagError: the store cannot be read.
@@ -64,12 +65,12 @@ def earlier_runs(project: Path, params: Mapping[str, Any]) -> list[EarlierRun]:
 def estimate_seconds(
     stage: str, params: Mapping[str, str], tokens: float | None, runs: list[EarlierRun]
 ) -> float | None:
-    """Wall time of the stage; None: no earlier run tells.
+    """Wall time of the stage in seconds; None: no earlier run has it.
 
     Args:
         stage: its name.
         params: of the job, flat.
-        tokens: that `train` will see, where that is known.
+        tokens: that `train` will read, if known.
         runs: the newest first.
     """
     measured = [run for run in runs if f"{stage}.seconds" in run.metrics]
@@ -86,7 +87,7 @@ def estimate_seconds(
 
 
 def train_tokens(params: Mapping[str, Any], prepared: Mapping[str, Any] | None) -> float | None:
-    """About how many tokens `train` sees; None: that depends on rows which are not prepared yet.
+    """About how many tokens `train` reads; None: it depends on rows that are not prepared yet.
 
     Args:
         params: by section.
@@ -107,7 +108,7 @@ def train_tokens(params: Mapping[str, Any], prepared: Mapping[str, Any] | None) 
 
 
 def _model(params: Mapping[str, str]) -> dict[str, str]:
-    """What decides the model's size."""
+    """The params that determine the model's size."""
     keys = ("model.source", "model.id", "model.path", "model.config.")
     return {key: value for key, value in params.items() if key.startswith(keys)}
 

@@ -1,4 +1,4 @@
-"""What this machine has, and what a run as `params.yaml` configures it meets here."""
+"""What this machine has, and what will be slow or fail here with `params.yaml`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from loradag.runtime.report_keys import Reports
 from loradag.tracking.database import database_path
 from loradag.tracking.store import shown_uri, store_uri
 
-SECONDS = 5  # that a server has to answer
+TIMEOUT = 5  # seconds for a server to answer
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A fact about the machine, and what follows from it."""
+    """A fact about the machine, and what follows from it for the run."""
 
     name: str
     value: str
@@ -38,7 +38,7 @@ class Finding:
 
 
 def examine(project: Path) -> list[Finding]:
-    """Every fact, in the order of the report; `params.yaml` decides which of them matter."""
+    """Every fact, in the order in which they are printed."""
     try:
         config = load_config(project / "params.yaml")
     except LoradagError as error:
@@ -103,7 +103,7 @@ def _memory(params: dict[str, Any], shape: Shape | None) -> Iterator[Finding]:
 
 
 def _bitsandbytes(config: Config) -> Finding:
-    """Whether its kernels run here: a weight is quantized with them."""
+    """Whether its kernels run here, by quantizing a weight."""
     needed = config.quantize.scheme in ("nf4", "fp4", "int8")
     try:
         import torch
@@ -145,7 +145,7 @@ def _mlflow(project: Path) -> Finding:
     if not uri.startswith("http"):
         return Finding("MLflow", shown if file is not None else f"{shown}, not tried")
     try:
-        requests.get(f"{uri.rstrip('/')}/health", timeout=SECONDS).raise_for_status()
+        requests.get(f"{uri.rstrip('/')}/health", timeout=TIMEOUT).raise_for_status()
     except requests.RequestException as error:
         remark = f"It does not answer ({type(error).__name__}), so `report` will fail. Start it."
         return Finding("MLflow", shown, remark, fails=True)
@@ -164,7 +164,7 @@ def _remote(project: Path) -> Finding:
 
 
 def _token(config: Config) -> Finding:
-    """Whether a token is set; never which."""
+    """Whether a token is set, without printing it."""
     is_set = bool(os.environ.get("HF_TOKEN"))
     from_hub = config.model.source == "hub"
     remark = f"{config.model.id} may be gated: accept its licence on the hub and set HF_TOKEN."
@@ -173,7 +173,7 @@ def _token(config: Config) -> Finding:
 
 
 def print_findings(findings: list[Finding], write: Callable[[str], object] = print) -> None:
-    """A line for each fact, and what follows below it."""
+    """Print a line for each fact, its remark below it, and a summary."""
     for finding in findings:
         write(f"{finding.name:<15} {finding.value}")
         if finding.remark:

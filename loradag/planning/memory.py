@@ -1,25 +1,25 @@
 """Peak memory of `train` and `merge`, by formula from the model's shape and the params.
 
-P parameters; T trainable ones; b bytes of the compute dtype; t tokens of the largest batch; h
-hidden and I intermediate size; V vocabulary.
+P: parameters. T: trainable parameters. b: bytes of the compute dtype. t: tokens of the largest
+batch. h: hidden size. I: intermediate size. V: vocabulary.
 
     train = process + weights + 16 T + rounded + experts + activations + logits
 
-- weights: b a parameter; of quantized linear layers what their scheme stores.
+- weights: b per parameter; quantized linear layers as their scheme stores them.
 - 16 T: trainable parameters, their gradients and Adam's two moments, in float32; less with an
-  optimizer that keeps less.
+  optimizer that keeps fewer or smaller moments.
 - rounded: under qat and bitnet the rounded weights of the linear layers, which the backward pass
   needs; with an adapter also the update and its sum with the weights.
-- experts: adapted experts compute with the sum of their weights and the update, which the backward
-  pass needs; it takes twice the sum of one layer more, for the gradient.
+- experts: adapted experts compute with the sum of their weights and the update. The backward pass
+  needs that sum, and for the gradient twice the sum of one layer more.
 - activations: what autograd keeps of each layer for the backward pass, counted on the Llama family:
-  for a token b (10.4 h + 4 I); on frozen weights b (8 h + 4 I), and with dropout before every
-  adapter b (17.6 h + 5 I). More by nearly a half, for what the allocator cannot fill.
+  b (10.4 h + 4 I) per token; on frozen weights b (8 h + 4 I), and with dropout before every adapter
+  b (17.6 h + 5 I). Fragmentation of the allocator adds nearly a half.
 - logits: t V in float32, as logits, log-probabilities and their gradients, and trl's metrics.
 
-`merge` writes a tensor at a time; its peak is the verification, which loads one model after the
-other in float32, and maps a checkpoint of 16 bits while its weights are converted. Of E parameters
-of experts it has the stored pieces as well, in float32, while they are joined:
+`merge` writes a tensor at a time. Its peak is the verification, which loads one model after the
+other in float32, and maps a checkpoint of 16 bits while its weights are converted. For E parameters
+of experts it also holds the stored pieces in float32 while they are joined:
 
     merge = process + 6 P + 4 E + logits
 """
@@ -37,13 +37,13 @@ from loradag.planning.shape import Shape
 from loradag.training.shares import share_of
 
 MIB = 2**20
-# Interpreter and libraries, as measured: the host's share of every stage.
+# Bytes of the interpreter and the libraries, as measured; on the host, whatever the device.
 TRAIN_PROCESS = 720 * MIB
 MERGE_PROCESS = 500 * MIB
-ALLOCATOR = 1.45
+ALLOCATOR = 1.45  # fragmentation: allocated over used bytes of activations
 LOGITS = 5  # tensors of t V at once
 
-# bytes a trainable parameter that an optimizer keeps
+# Bytes per trainable parameter that an optimizer keeps.
 MOMENTS = {
     "adamw_torch": 8, "paged_adamw_32bit": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2,
     "adafactor": 0, "sgd": 0,
@@ -61,7 +61,7 @@ class TrainMemory:
     experts: float
     activations: float
     logits: float
-    layer: float  # of the weights: one layer, which full sharding gathers to compute it
+    layer: float  # weights of one layer, which full sharding gathers to compute it
 
     @property
     def total(self) -> int:
@@ -69,7 +69,7 @@ class TrainMemory:
         return int(self.process + self.weights + self.trained + kept)
 
     def on_each_of(self, devices: int, sharding: str | None = "full_shard") -> int:
-        """On each device, the same batch on each of them.
+        """The peak on each of `devices`, with the same batch on each, in bytes.
 
         With full sharding (FSDP, ZeRO-3) weights, gradients and moments are divided
         (https://arxiv.org/abs/1910.02054); activations and logits are not, and the weights of one
@@ -86,13 +86,19 @@ class TrainMemory:
 
 
 def train_bytes(shape: Shape, params: Mapping[str, Any], longest: int | None) -> int:
-    """Peak of each process of `train`; `longest`: tokens of the longest row drawn, if known."""
+    """Peak of each process of `train` in bytes.
+
+    Args:
+        shape: of the model.
+        params: by section.
+        longest: tokens of the longest row that is drawn; None: not known, so the most allowed.
+    """
     launch = params["launch"]
     return train_memory(shape, params, longest).on_each_of(launch["processes"], launch["sharding"])
 
 
 def train_memory(shape: Shape, params: Mapping[str, Any], longest: int | None) -> TrainMemory:
-    """The parts of the peak of `train`."""
+    """The parts of the peak of `train`; arguments as of `train_bytes`."""
     adapter, train = params["adapter"], params["train"]
     row = train["packing_tokens"] if train["packing"] else longest
     processes = params["launch"]["processes"]
@@ -119,7 +125,7 @@ def train_memory(shape: Shape, params: Mapping[str, Any], longest: int | None) -
 
 
 def merge_bytes(shape: Shape, params: Mapping[str, Any], longest: int | None) -> int:
-    """Peak of `merge`: a model in float32, its mapped checkpoint, and the logits of a row."""
+    """Peak of `merge` in bytes; arguments as of `train_bytes`."""
     weights = (4 + 2) * shape.parameters + 4 * shape.experts
     row = longest or params["prepare"]["max_tokens"]
     logits = LOGITS * 4 * row * shape.vocabulary
@@ -127,10 +133,14 @@ def merge_bytes(shape: Shape, params: Mapping[str, Any], longest: int | None) ->
 
 
 def longest_drawn(lengths: Mapping[str, Any], train: Mapping[str, Any]) -> int:
-    """The likely length of the longest row that training draws, by the histogram of all rows.
+    """The likely length in tokens of the longest row that training draws.
 
-    The longest of few rows is not the longest of all: the median of the maximum of n draws lies
-    where n times the share of longer rows is ln 2.
+    A few drawn rows rarely include the longest of all. The median of the maximum of n draws is the
+    length at which n times the share of longer rows is ln 2.
+
+    Args:
+        lengths: `token_length` of the report of `prepare`.
+        train: the section.
     """
     histogram, steps = lengths.get("histogram"), train["max_steps"]
     if steps is None or histogram is None:
@@ -147,7 +157,7 @@ def longest_drawn(lengths: Mapping[str, Any], train: Mapping[str, Any]) -> int:
 
 
 def stored_bytes(shape: Shape, quantize: Mapping[str, Any], width: int) -> float:
-    """Weights in memory: linear layers as their scheme stores them, all else in `width` bytes."""
+    """Bytes of the weights: linear layers as their scheme stores them, others in `width` each."""
     scheme = quantize["scheme"]
     if scheme == "none":
         return float(width * shape.parameters)
@@ -155,13 +165,13 @@ def stored_bytes(shape: Shape, quantize: Mapping[str, Any], width: int) -> float
         scale = (1 + 4 / 256) if quantize["double_quant"] else 4  # bytes a block
         linear = 0.5 + scale / quantize["block_size"]
     else:
-        linear = 1.0  # torchao holds fewer bits in bytes, too
+        linear = 1.0  # torchao stores a code of fewer bits in a byte too
     rest = shape.parameters - shape.linear_parameters
     return float(linear * shape.linear_parameters + width * rest)
 
 
 def dtype_bytes(name: str, runtime: Mapping[str, Any]) -> int:
-    """Bytes of a compute dtype; `auto` without torch: float32 on a CPU without bfloat16."""
+    """Bytes of a compute dtype. `auto`, without torch: float32 on a CPU without bfloat16."""
     if name != "auto":
         return 4 if name == "float32" else 2
     if _on_gpu(runtime):
@@ -171,14 +181,14 @@ def dtype_bytes(name: str, runtime: Mapping[str, Any]) -> int:
 
 
 def _rounded_copies(params: Mapping[str, Any]) -> int:
-    """How many tensors of the linear layers' size the backward pass needs beside the weights."""
+    """How many copies of the linear layers' weights the backward pass of qat or bitnet needs."""
     if params["train"]["method"] == "sft":
         return 0
     return 1 if params["adapter"]["variant"] == "none" else 3
 
 
 def _kept_floats(shape: Shape, adapter: Mapping[str, Any]) -> float:
-    """Numbers that autograd keeps of a layer for a token."""
+    """Numbers that autograd keeps per token and layer."""
     if adapter["variant"] == "none":
         return 10.4 * shape.hidden + 4 * shape.intermediate
     if adapter["dropout"]:
@@ -192,5 +202,5 @@ def _on_gpu(runtime: Mapping[str, Any]) -> bool:
 
 
 def _process(params: Mapping[str, Any], measured: int) -> int:
-    """The process itself; on a GPU it is not on the device."""
+    """Bytes of the process itself, `measured`; none on a GPU."""
     return 0 if _on_gpu(params["runtime"]) else measured

@@ -1,8 +1,8 @@
 """The shape of any causal language model of transformers, from its modules on the meta device.
 
-A model on the meta device has shapes and no weights, so 671 billion parameters are counted in less
-than a second; but importing transformers takes several. The adapter's parameters are peft's own
-count, so what peft does with fused experts or transposed matrices is included.
+A model on the meta device has shapes but no weights, so 671 billion parameters are counted in less
+than a second; importing transformers takes several. peft itself counts the adapter's parameters,
+which includes what it does with fused experts or transposed matrices.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from loradag.training.experts import expert_matrices
 
 
 def shape_on_meta(config: Mapping[str, Any]) -> Shape | None:
-    """The shape of the model of a `config.json`; None: transformers has no such causal model."""
+    """The shape of the model of a `config.json`; None: transformers has no such causal LM."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -51,9 +51,14 @@ def shape_on_meta(config: Mapping[str, Any]) -> Shape | None:
 
 
 def count_on_meta(config: Mapping[str, Any], adapter: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Trainable and all parameters of the model with the adapter, as peft counts them.
+    """Parameters of the model with the adapter, as peft counts them.
 
-    The third number is that of the parameters which peft adapts as such: experts.
+    Args:
+        config: the model's `config.json`.
+        adapter: the section.
+
+    Returns:
+        Trainable parameters, all parameters, and those of adapted experts.
 
     Raises:
         LoradagError: peft cannot add the adapter to this model.
@@ -64,7 +69,7 @@ def count_on_meta(config: Mapping[str, Any], adapter: Mapping[str, Any]) -> tupl
 
     model = _model(config)
     chosen = lora_config(Adapter(**adapter), model)
-    # PiSSA takes A and B from the weights, of which there are none; it has as many as LoRA.
+    # PiSSA computes A and B from the weights, which are missing here. Their shapes are LoRA's.
     chosen.init_lora_weights = True
     experts = sum(model.get_parameter(name).numel() for name in chosen.target_parameters or ())
     try:
@@ -89,7 +94,7 @@ def _model(config: Mapping[str, Any]) -> Any:
 
 
 def _active_intermediate(text: Any, linears: list[Linear]) -> int:
-    """Width of the feed-forward layer that a token passes; with experts, of all that it chooses."""
+    """Width of the feed-forward layer for a token; with experts, of all that it is routed to."""
     width = getattr(text, "intermediate_size", None) or max(linear.inputs for linear in linears)
     chosen = getattr(text, "num_experts_per_tok", None)
     if chosen:

@@ -36,10 +36,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JobPlan:
+    """The plan of one job. Sizes are None where the model's shape is not known."""
+
     swept: dict[str, str]
     params: dict[str, Any]
     stages: list[Planned]
-    problems: tuple[Any, ...]  # of its config: then nothing of it runs
+    problems: tuple[Any, ...]  # the rules that it breaks; if any, nothing runs
     prepared: dict[str, Any] | None = None  # the report of `prepare`, if the cache has it
     shape: Shape | None = None
     trainable: int | None = None
@@ -51,18 +53,23 @@ class JobPlan:
 
 @dataclass(frozen=True)
 class Overview:
+    """The plan of a run or a sweep."""
+
     jobs: list[JobPlan]
-    keys: list[str]
-    trials: int | None  # of a sweeper that chooses its jobs itself
+    keys: list[str]  # that are swept
+    trials: int | None  # at most, of a sweeper that chooses its jobs by results
 
 
 def overview(overrides: list[str], several: bool, project: Path) -> Overview:
-    """The plan for `overrides`; `several`: as a multirun.
+    """The plan for `overrides`; without any, for `params.yaml` as `dvc repro` runs it.
 
-    Without overrides it is the plan of what `params.yaml` says, as `dvc repro` runs it.
+    Args:
+        overrides: of the command line.
+        several: whether they are those of a multirun.
+        project: the folder of `dvc.yaml`.
 
     Raises:
-        LoradagError: an override that does not fit, or without `several` a rule that is broken.
+        LoradagError: an override that Hydra refuses, or for a single run a rule that is broken.
     """
     trials = None
     with composer() as compose:
@@ -134,6 +141,7 @@ def _plan(
 
 
 def print_overview(plan: Overview) -> None:
+    """Print a table of the jobs and their stages, then what they need."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -180,7 +188,7 @@ def print_overview(plan: Overview) -> None:
 
 
 def print_costs(plan: Overview, project: Path) -> None:
-    """Wall time by earlier runs in MLflow, which takes seconds to ask, and disk by formula."""
+    """Print wall time, by earlier runs in MLflow, and disk, by formula."""
     from loradag.planning.disk import stage_bytes
     from loradag.planning.history import earlier_runs, estimate_seconds, train_tokens
     from loradag.reporting.formatting import duration, size
@@ -213,7 +221,7 @@ def print_costs(plan: Overview, project: Path) -> None:
 
 
 def _distinct(jobs: list[JobPlan]) -> Iterator[tuple[JobPlan, Planned]]:
-    """The stages that will run: of equal ones the first, of those that always run each."""
+    """The stages that will run: the first of those with equal inputs, and each that always runs."""
     seen = set[str]()
     for job in jobs:
         for stage in job.stages:

@@ -1,15 +1,15 @@
-"""Parameters of a model and of an adapter on it, from the model's config.
+"""The number of parameters of a model and of an adapter on it, from the model's config.
 
-For the Llama family by formula, without torch. h hidden size, L layers, V vocabulary, I
-intermediate size, H and K attention and key-value heads of width d. A layer has
+For the Llama family it is a formula, without torch. h: hidden size. L: layers. V: vocabulary. I:
+intermediate size. H and K: attention and key-value heads, of width d. A layer has
 
     q (h, Hd)   k, v (h, Kd)   o (Hd, h)   gate, up (h, I)   down (I, h)   and two norms of h,
 
-the model L of them, embeddings of V h, a last norm of h, and, untied, an output of V h. Any other
-architecture is built on the meta device and counted.
+The model has L layers, an embedding of V h, a last norm of h, and an untied output layer of V h.
+Other architectures are built on the meta device and counted.
 
-LoRA of rank r adds r (in + out) to a matrix (https://arxiv.org/abs/2106.09685), DoRA a magnitude
-for each output as well.
+LoRA of rank r adds r (in + out) to a matrix (https://arxiv.org/abs/2106.09685); DoRA also adds a
+magnitude for each output.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SIZES = (
 def model_shape(model: Mapping[str, Any]) -> Shape | None:
     """The shape of the model that the `model` section describes.
 
-    None: its config is not known before it is fetched, or transformers has no such causal model.
+    None: its config is not known before it is fetched, or transformers has no such causal LM.
     """
     config = dict(model.get("config") or {})
     if model["source"] == "local" and not config:
@@ -49,7 +49,7 @@ def model_shape(model: Mapping[str, Any]) -> Shape | None:
 
 
 def _has_formula(config: Mapping[str, Any]) -> bool:
-    """Whether `llama_shape` knows the family, and the config leaves none of its sizes open."""
+    """Whether `llama_shape` knows the family, and the config has all sizes that it needs."""
     return (
         config["model_type"] in BIASED
         and all(config.get(key) for key in SIZES)
@@ -103,7 +103,7 @@ def llama_shape(config: Mapping[str, Any]) -> Shape:
 
 
 def trainable_parameters(shape: Shape, adapter: Mapping[str, Any]) -> int:
-    """What training updates: the adapter's parameters, or all of them."""
+    """The number of parameters that training updates."""
     if adapter["variant"] == "none":
         return shape.parameters
     if shape.config is not None:
@@ -122,7 +122,7 @@ def trainable_parameters(shape: Shape, adapter: Mapping[str, Any]) -> int:
 
 
 def total_parameters(shape: Shape, adapter: Mapping[str, Any]) -> int:
-    """Of the model in training; biases are trained in place, all else is added."""
+    """The number of parameters of the model with its adapter; trained biases are its own."""
     if adapter["variant"] == "none":
         return shape.parameters
     if shape.config is not None:
@@ -132,7 +132,7 @@ def total_parameters(shape: Shape, adapter: Mapping[str, Any]) -> int:
 
 
 def adapted_experts(shape: Shape, adapter: Mapping[str, Any]) -> int:
-    """Parameters of the experts that the adapter updates."""
+    """The number of parameters of experts that the adapter updates."""
     if adapter["variant"] == "none" or shape.config is None:
         return 0
     return _count_on_meta(shape.config, json.dumps(adapter))[2]
@@ -140,14 +140,14 @@ def adapted_experts(shape: Shape, adapter: Mapping[str, Any]) -> int:
 
 @cache
 def _count_on_meta(config: str, adapter: str) -> tuple[int, int, int]:
-    """As `count_on_meta`; a sweep's jobs often have the same adapter."""
+    """`count_on_meta`, cached, since many jobs of a sweep have the same adapter."""
     from loradag.planning.meta_model import count_on_meta
 
     return count_on_meta(json.loads(config), json.loads(adapter))
 
 
 def _targets(shape: Shape, targets: str | Sequence[str]) -> tuple[Linear, ...]:
-    """As peft matches `target_modules`: all linear layers but the output, names, or a regex."""
+    """The matrices that peft adapts for `targets`: "all-linear", names, or a regular expression."""
     if targets == "all-linear":
         return shape.linears
     matrices = (*shape.linears, shape.embedding, shape.output)

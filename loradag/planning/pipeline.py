@@ -1,8 +1,9 @@
-"""Which stages of `dvc.yaml` run for some params, and which come from DVC's cache.
+"""Which stages of `dvc.yaml` run for given params, and which come from DVC's cache.
 
-DVC keys its run cache by a hash of command, dependencies' hashes, params and outs' paths. `plan`
-computes these keys for configurations that have not run; a sweep's executor computes them with the
-same code, names its locks by them, and compares them with what DVC records.
+A key of DVC's run cache is a hash of a stage's command, the hashes of its dependencies, its params
+and the paths of its outs. `plan` computes the keys of configurations that have not run. A sweep's
+executor computes them by the same code, names its locks by them, and compares them with what DVC
+records.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ REPORT = "report"  # the stage that reads whatever reports there are
 
 
 class StageStatus(StrEnum):
-    """What becomes of a stage."""
+    """Whether a stage runs or comes from the cache."""
 
     CACHED = "cached"
     RUNS = "runs"
@@ -32,33 +33,35 @@ class StageStatus(StrEnum):
 
 @dataclass(frozen=True)
 class Stage:
+    """A stage of `dvc.yaml`, with `${...}` filled in."""
+
     name: str
     cmd: str
     deps: tuple[str, ...]
     params: tuple[str, ...]
     outs: tuple[str, ...]
-    cacheable: bool
+    cacheable: bool  # whether DVC's run cache keeps it
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage of one job. Equal keys are equal inputs: such a stage runs once in a sweep."""
+    """A stage of one job. Stages with equal keys have equal inputs, and run once in a sweep."""
 
     name: str
     key: str
     status: StageStatus
-    outs: Mapping[str, str]  # path: hash; of a stage that runs, a placeholder
+    outs: Mapping[str, str]  # hash by path; a placeholder if the stage runs
 
 
 class Pipeline:
-    """The stages of a project, its files and its cache, as they are now.
+    """The stages of a project in its present state, with its cache.
 
     Args:
         project: the folder of `dvc.yaml`.
         cache: DVC's cache.
         until: the last stage before `report`; None: all stages.
-        use_lock: whether results that only `dvc.lock` records count as cached, as for `dvc repro`;
-            a sweep's workspaces start without it.
+        use_lock: whether results that only `dvc.lock` records count as cached, as for `dvc repro`.
+            Workspaces of a sweep start without `dvc.lock`.
     """
 
     def __init__(
@@ -92,7 +95,7 @@ class Pipeline:
     def plan(self, params: Mapping[str, Any]) -> list[Planned]:
         """The stages in order, for `params` by section."""
         planned: list[Planned] = []
-        made: dict[str, str] = {}  # out: hash; of a stage that will run, a placeholder
+        made: dict[str, str] = {}  # hash by path of out; a placeholder if its stage runs
         for stage in self.stages(params):
             key = dvc.run_cache_key(self.inputs(stage, params, made))
             outs = self._cached_outs(stage, key) if stage.cacheable else None
@@ -109,19 +112,24 @@ class Pipeline:
         return planned
 
     def stages(self, params: Mapping[str, Any]) -> list[Stage]:
-        """The stages, each after those whose outs it reads."""
+        """The stages, each after those whose outs it reads.
+
+        Raises:
+            ValueError: stages depend on each other in a cycle.
+        """
         stages = [_stage(name, entry, params) for name, entry in self._definition.items()]
         done: list[Stage] = []
         while waiting := [stage for stage in stages if stage not in done]:
             missing = [out for stage in waiting for out in stage.outs]
             ready = [s for s in waiting if not any(_containing(d, missing) for d in s.deps)]
             if not ready:
-                raise ValueError("dvc.yaml: stages that depend on each other")
+                names = ", ".join(stage.name for stage in waiting)
+                raise ValueError(f"dvc.yaml: {names} depend on each other in a cycle.")
             done += ready
         return done
 
     def sources(self, params: Mapping[str, Any]) -> set[str]:
-        """The deps that no stage makes: code, and files of the user's own."""
+        """The deps that no stage writes: code, and the user's own files."""
         stages = self.stages(params)
         outs = [out for stage in stages for out in stage.outs]
         return {dep for stage in stages for dep in stage.deps if not _containing(dep, outs)}
@@ -129,10 +137,10 @@ class Pipeline:
     def inputs(
         self, stage: Stage, params: Mapping[str, Any], made: Mapping[str, str]
     ) -> dict[str, Any]:
-        """What DVC's key of the stage is a hash of (`dvc.run_cache_key`).
+        """The inputs of a stage, of which its key is a hash (`dvc.run_cache_key`).
 
         Args:
-            stage: the stage.
+            stage: of `stages`.
             params: by section.
             made: hashes of the outs of earlier stages, by path.
         """
@@ -154,7 +162,7 @@ class Pipeline:
         return None
 
     def _hash(self, dep: str, made: Mapping[str, str]) -> str:
-        """The hash of a dependency as DVC takes it, or a placeholder for one yet to be made."""
+        """DVC's hash of a dependency, or a placeholder if a stage has yet to write it."""
         if out := _containing(dep, made):
             if dep == out:
                 return made[out]
@@ -167,7 +175,7 @@ class Pipeline:
         return self._hashes[dep]
 
     def hash_source(self, dep: str) -> str:
-        """The hash of a file or folder that no stage makes, in the project or outside of it."""
+        """The hash of a file or folder that no stage writes, inside or outside the project."""
         path = self.project / dep
         return dvc.hash_path(path, self._is_ignored) if path.exists() else f"missing:{dep}"
 
@@ -185,7 +193,7 @@ class Pipeline:
         return None
 
     def _entries(self, stage: Stage, key: str) -> Iterator[dict[str, Any]]:
-        """What is known of the key: by the project's own `dvc.lock`, then by the run cache."""
+        """The recorded runs of the key: that of `dvc.lock`, then the newest of the run cache."""
         locked = self._locked.get(stage.name)
         if locked and dvc.run_cache_key(dvc.recorded_inputs(locked)) == key:
             yield locked
@@ -194,12 +202,12 @@ class Pipeline:
 
 
 def truncate(definition: Mapping[str, Any], until: str) -> dict[str, Any]:
-    """A `dvc.yaml` without the stages that are listed after `until`; `report` reads the rest.
+    """A `dvc.yaml` without the stages after `until`, except `report`, which reads what there is.
 
-    The entries of the other stages, and with them their keys in the run cache, stay as they are.
+    The entries of the other stages, and so their keys in the run cache, do not change.
 
     Raises:
-        LoradagError: no such stage, or one that is kept needs one that is not.
+        LoradagError: there is no stage `until`, or a stage that stays depends on a later one.
     """
     stages: dict[str, Any] = definition["stages"]
     if until not in stages:
@@ -215,7 +223,7 @@ def truncate(definition: Mapping[str, Any], until: str) -> dict[str, Any]:
         if unmade and name != REPORT:
             raise LoradagError(
                 f"sweep.until = {until!r}: {name} reads {', '.join(unmade)}, which a later stage "
-                "of dvc.yaml makes. List the stages there in the order in which they run."
+                "of dvc.yaml writes. List the stages there in the order in which they run."
             )
         entry["deps"] = [dep for dep in entry.get("deps", []) if dep not in unmade]
     return {**definition, "stages": kept}
@@ -231,7 +239,7 @@ def out_paths(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _stage(name: str, entry: Mapping[str, Any], params: Mapping[str, Any]) -> Stage:
-    """A stage of `dvc.yaml` with its `${...}` filled in."""
+    """The stage of an entry of `dvc.yaml`, with `${...}` filled in from `params`."""
 
     def filled(text: str) -> str:
         return re.sub(r"\$\{(.+?)\}", lambda match: str(_select(params, match[1].strip())), text)
@@ -256,5 +264,5 @@ def _select(params: Mapping[str, Any], key: str) -> Any:
 
 
 def _containing(dep: str, outs: Mapping[str, Any] | Sequence[str]) -> str | None:
-    """The one of `outs` that contains `dep`, or is it."""
+    """The path in `outs` that is `dep` or contains it."""
     return next((out for out in outs if dep == out or dep.startswith(f"{out}/")), None)

@@ -1,4 +1,4 @@
-"""The part of a model's shape that the plan's formulas need."""
+"""The sizes of a model that the plan's formulas need."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class Linear:
 
 @dataclass(frozen=True)
 class Shape:
-    """A causal language model's sizes.
+    """The sizes of a causal language model.
 
     Attributes:
         parameters: of the model, tied weights counted once.
         hidden: size of the residual stream.
-        intermediate: width of the feed-forward layer that a token passes.
-        linears: of all layers, without the output layer.
+        intermediate: width of the feed-forward layer for a token.
+        linears: the linear layers, without the output layer.
         embedding: tokens to hidden.
         output: hidden to tokens; tied or not.
-        config: as JSON, where the formulas do not cover the model; then peft counts on it.
-        experts: parameters of experts and routers, which are no linear layers.
+        config: as JSON, of a model that the formulas do not cover, for peft to count.
+        experts: number of parameters of experts and routers, which are not linear layers.
     """
 
     parameters: int

@@ -24,16 +24,16 @@ from loradag.comparison.job_records import SweepRecord, read_jobs, write_table
 from loradag.compat import dvc
 from loradag.config.problems import LoradagError
 from loradag.planning.grid import (
-    UNSTAGED,
+    RUNTIME_SECTIONS,
     Composer,
     Job,
     compose_all,
     expand,
     is_grid,
     is_search,
+    output_overrides,
     sweep_overrides,
     swept_keys,
-    without_unstaged,
 )
 from loradag.planning.pipeline import Pipeline
 from loradag.sweeps.gpus import visible_gpus
@@ -110,7 +110,7 @@ def start(config: DictConfig) -> None:
     if options is not None:
         _running["search"] = Search(options, folder, key[:10])
 
-    overrides = without_unstaged(sweep_overrides(config))
+    overrides = output_overrides(sweep_overrides(config))
     name = "sweep of " + (" × ".join(swept_keys(config)) or "one job")
     SweepRecord(
         key=key,
@@ -254,8 +254,8 @@ def _hash_inputs(jobs: list[Job], config: DictConfig, project: Path) -> dict[str
 def _key(config: DictConfig, sources: str, inputs: Mapping[str, str]) -> str:
     """A hash of all that determines the sweep's results, so that the same command continues it."""
     container: Any = OmegaConf.to_container(config)
-    params = {k: v for k, v in container.items() if k not in (*UNSTAGED, "hydra")}
-    overrides = without_unstaged(list(config.hydra.overrides.task))
+    params = {k: v for k, v in container.items() if k not in (*RUNTIME_SECTIONS, "hydra")}
+    overrides = output_overrides(list(config.hydra.overrides.task))
     until = container["sweep"]["until"]
     # A search may be given more trials, or run more of them at once.
     amounts = ("n_trials", "n_jobs", "storage", "study_name")

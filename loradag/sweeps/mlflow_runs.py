@@ -10,7 +10,7 @@ from pathlib import Path
 from loradag.comparison.job_records import JOB, JobRecord, SweepRecord
 from loradag.comparison.ranking import winner
 from loradag.config.problems import LoradagError
-from loradag.planning.grid import without_unstaged
+from loradag.planning.grid import output_overrides
 from loradag.tracking.registry import WINNER_TAG
 from loradag.tracking.store import create_run, open_store, reason, shown_uri, store_uri
 
@@ -33,7 +33,7 @@ def open_parent(key: str, name: str, project: Path, overrides: list[str]) -> str
 
 def open_child(sweep: SweepRecord, job: JobRecord) -> None:
     """Give `job` its run: that of an earlier try of the same job, or a new one."""
-    this = hashlib.sha256("\n".join(sorted(without_unstaged(job.overrides))).encode()).hexdigest()
+    this = hashlib.sha256("\n".join(sorted(output_overrides(job.overrides))).encode()).hexdigest()
     tag = f"{sweep.key}/{this}"
     with _clear_errors(Path(sweep.project)):
         client, experiment = open_store(Path(sweep.project))
