@@ -50,8 +50,8 @@ def main() -> None:
     linear, _ = linear_layers(AutoConfig.from_pretrained(folder), [])
     plainly = validate(plain(compose(["quantize=symmetric"]))).quantize
     formulas = {
-        "the guide's symmetric, as written": (as_the_guide_writes, {}),
-        "the same step, signed codes": (restore, {"symmetric_range": "minmax"}),
+        "(max − min) / (2^b − 1), codes from 0, as written": (as_the_guide_writes, {}),
+        "the same step, signed codes (`minmax`)": (restore, {"symmetric_range": "minmax"}),
         "symmetric, max\\|w\\|": (restore, {}),
         "asymmetric": (restore, {"scheme": "asymmetric"}),
     }
