@@ -15,7 +15,9 @@ batch. h: hidden size. I: intermediate size. V: vocabulary.
 - activations: what autograd keeps of each layer for the backward pass, counted on the Llama family:
   b (10.4 h + 4 I) per token; on frozen weights b (8 h + 4 I), and with dropout before every adapter
   b (17.6 h + 5 I). Fragmentation of the allocator adds nearly a half.
-- logits: t V in float32, as logits, log-probabilities and their gradients, and trl's metrics.
+- logits: of 128 tokens in float32, as logits, log-probabilities and their gradients, times V; on a
+  GPU trl's kernel has one tile of at most 4096 tokens by 32768 columns in the compute dtype. The
+  held-out loss has those of at most 256 MiB three times, but no activations: the larger counts.
 
 `merge` writes a tensor at a time. Its peak is the verification, which loads one model after the
 other in float32, and maps a checkpoint of 16 bits while its weights are converted. For E parameters
@@ -41,7 +43,10 @@ MIB = 2**20
 TRAIN_PROCESS = 720 * MIB
 MERGE_PROCESS = 500 * MIB
 ALLOCATOR = 1.45  # fragmentation: allocated over used bytes of activations
-LOGITS = 5  # tensors of t V at once
+LOGITS = 5  # tensors of tokens by V at once
+LOSS_TOKENS = 128  # whose logits are there at once, as `loradag.compat.trl` computes the loss
+HELD_OUT_LOGITS = 3  # tensors of logits at once in the held-out loss
+HELD_OUT_BYTES = 256 * MIB  # of each, at most, as `loradag.evaluation.perplexity` computes it
 
 # Bytes per trainable parameter that an optimizer keeps.
 MOMENTS = {
@@ -112,14 +117,17 @@ def train_memory(shape: Shape, params: Mapping[str, Any], longest: int | None) -
         weights = stored_bytes(shape, params["quantize"], width)
         kept += 4  # the adapter's own weights
     layers = 1 if train["gradient_checkpointing"] else shape.layers
+    activations = ALLOCATOR * width * tokens * layers * _kept_floats(shape, adapter)
+    loss = LOGITS * 4 * min(tokens, LOSS_TOKENS) * shape.vocabulary
+    held_out = HELD_OUT_LOGITS * min(HELD_OUT_BYTES, 4 * tokens * shape.vocabulary)
     return TrainMemory(
         process=_process(params, TRAIN_PROCESS),
         weights=weights,
         trained=kept * trainable_parameters(shape, adapter),
         rounded=_rounded_copies(params) * width * shape.linear_parameters,
         experts=width * adapted_experts(shape, adapter) * (layers + 2) / shape.layers,
-        activations=ALLOCATOR * width * tokens * layers * _kept_floats(shape, adapter),
-        logits=LOGITS * 4 * tokens * shape.vocabulary,
+        activations=activations,
+        logits=max(loss, held_out - activations),
         layer=width * shape.linear_parameters / shape.layers,
     )
 

@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 
+from loradag.compat.trl import LOGIT_TOKENS
 from loradag.config.composition import compose, plain, write_params
 from loradag.config.sections import Config
+from loradag.evaluation.perplexity import LOGIT_BYTES
 from loradag.planning.memory import (
+    HELD_OUT_BYTES,
+    LOSS_TOKENS,
     dtype_bytes,
     longest_drawn,
     merge_bytes,
@@ -126,6 +130,11 @@ def test_the_longest_of_few_rows_is_shorter_than_the_longest_of_all() -> None:
     assert longest_drawn(lengths, train | {"max_steps": 1000}) == 100
 
 
+def test_losses_have_as_many_logits_as_the_formula_says() -> None:
+    assert LOSS_TOKENS == LOGIT_TOKENS
+    assert HELD_OUT_BYTES == LOGIT_BYTES
+
+
 def test_dtypes_have_their_width() -> None:
     runtime = {"device": "cpu"}
     assert [dtype_bytes(n, runtime) for n in ("float32", "bfloat16", "float16")] == [4, 2, 2]
@@ -148,7 +157,9 @@ def test_each_process_takes_what_its_launch_leaves_it() -> None:
         return train_bytes(shape, plain(compose([*given, *overrides])), 64)
 
     # Two processes compute half of the rows each.
-    halved = memory.total - (memory.activations + memory.logits) / 2
+    whole = memory.activations + memory.logits
+    half = train_memory(shape, plain(compose([*given, "train.batch_size=2"])), 64)
+    halved = memory.total - whole + half.activations + half.logits
     assert each("launch=ddp") == pytest.approx(halved, abs=2)
     divided = (memory.weights + memory.trained + memory.rounded) / 2
     assert each("launch=fsdp") == pytest.approx(halved - divided + memory.layer, abs=2)
