@@ -110,11 +110,23 @@ def last_checkpoint(folder: Path, processes: int = 1) -> Path | None:
             is_complete = False
         else:
             others = (checkpoint / f"rng_state_{rank}.pth" for rank in range(1, processes))
-            is_complete = all(zipfile.is_zipfile(file) for file in others)  # torch.save's format
+            is_complete = all(map(_is_saved, others))
         if is_complete:
             return checkpoint
         shutil.rmtree(checkpoint)
     return None
+
+
+def _is_saved(file: Path) -> bool:
+    """Whether `torch.save` has written all of `file`.
+
+    Interrupted by an exception, it closes an archive that lacks the pickled object.
+    """
+    try:
+        names = zipfile.ZipFile(file).namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+    return any(name.endswith("/data.pkl") for name in names)
 
 
 def state_of(checkpoint: Path | None) -> TrainerState:

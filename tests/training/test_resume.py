@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -203,3 +204,18 @@ def test_a_checkpoint_cut_short_is_passed_over(tmp_path) -> None:
             (folder / "trainer_state.json").write_text(state)
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     assert last_checkpoint(tmp_path / "none") is None
+
+
+class Interrupts:
+    def __reduce__(self):
+        raise KeyboardInterrupt
+
+
+def test_a_checkpoint_whose_second_process_was_interrupted_is_passed_over(tmp_path) -> None:
+    for step, content in ((1, []), (2, [torch.ones(3), Interrupts()])):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text("{}")
+        with suppress(KeyboardInterrupt):
+            torch.save(content, folder / "rng_state_1.pth")
+    assert last_checkpoint(tmp_path, processes=2) == tmp_path / "checkpoint-1"
