@@ -187,7 +187,7 @@ def quantize_rows(rows: Array, type: int, importance: Array | None, threads: int
     columns = given.shape[1]
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
     if not np.isfinite(given).all() or not (weights is None or np.isfinite(weights).all()):
-        raise LoradagError("a matrix, or the importance of its columns, has numbers not finite.")
+        raise LoradagError("a matrix, or the importance of its columns, contains NaN or infinity.")
     if weights is not None and weights.shape != (columns,):
         raise LoradagError(f"{weights.size} columns have an importance, the matrix {columns}.")
     ggml = library()

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 PERMUTATIONS = 64
 WORDS = 5
-# What finding a similar row weighs against comparing one that is not: with equal weights, of the
-# rows at a threshold of 0.8 only 36 % would be compared; so it is 95 %.
-RECALL = 0.95
+# The weight of false negatives; that of false positives is the rest. With equal weights only 36 %
+# of the pairs at a threshold of 0.8 would be compared; with this one, 95 %.
+FALSE_NEGATIVES = 0.95
 SCHEME = "affine32"  # of datasketch: 32-bit values
 
 
@@ -47,7 +47,7 @@ def find_near_duplicates(
     import numpy as np
     from datasketch import MinHash, MinHashLSH
 
-    index = MinHashLSH(threshold, PERMUTATIONS, weights=(1 - RECALL, RECALL))
+    index = MinHashLSH(threshold, PERMUTATIONS, weights=(1 - FALSE_NEGATIVES, FALSE_NEGATIVES))
     found = []
     for at, id in enumerate(ids.tolist()):
         values = np.frombuffer(signatures[at], np.uint32)

@@ -1,4 +1,4 @@
-"""From an example to text, with the ranges of characters that the assistant has written."""
+"""The template of the rows, and the prompt that a tuned model is given in it."""
 
 import datetime
 import re

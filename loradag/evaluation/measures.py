@@ -23,12 +23,12 @@ def measure(model: Any, held_out: HeldOut, evaluate: Evaluate) -> dict[str, Any]
         "held_out": held_out.measure(model),
         "general": measure_general(model, held_out.tokenizer, evaluate),
     }
-    for loss in losses.values():
+    for text, loss in losses.items():
         if loss and not math.isfinite(loss["perplexity"]):
             raise LoradagError(
-                f"a perplexity is {loss['perplexity']}, computed in {model.dtype}: the numbers of "
-                "the model leave the range of its dtype, or its weights are broken. Set "
-                "evaluate.dtype=float32, or quantize at more bits."
+                f"the {text.replace('_', '-')} perplexity is {loss['perplexity']}, computed in "
+                f"{model.dtype}: the numbers of the model leave the range of its dtype, or its "
+                "weights are broken. Set evaluate.dtype=float32, or quantize at more bits."
             )
     return {**losses, "tasks": score_tasks(model, held_out.tokenizer, evaluate)}
 

@@ -87,7 +87,10 @@ def packaged_gguf(package: str) -> Path:
         )
     files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
     if len(files) != 1:
-        raise LoradagError(f"model.id = {package!r}: has {len(files)} .gguf files, not one.")
+        raise LoradagError(
+            f"model.id = {package!r}: has {len(files)} .gguf files, but one is read. "
+            "Name a package with one."
+        )
     return files[0]
 
 
@@ -194,7 +197,10 @@ def _fix_padding(model: Model, folder: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if tokenizer.eos_token is None:
-        raise LoradagError("The tokenizer has no EOS token, so no text could ever end.")
+        raise LoradagError(
+            "model: its tokenizer has no EOS token, so no text could ever end. Name one in "
+            "tokenizer_config.json (eos_token), or choose another model."
+        )
     if model.pad_token is None and tokenizer.pad_token not in (None, tokenizer.eos_token):
         return
     pad = model.pad_token or tokenizer.unk_token

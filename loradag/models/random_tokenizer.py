@@ -14,7 +14,7 @@ def train_tokenizer(vocab_size: int, pad_token: str) -> Any:
     """A tokenizer of SmolLM2's form: digits one by one, bytes, ChatML.
 
     Raises:
-        LookupError: the package that carries the text is not installed.
+        ModuleNotFoundError: the package that carries the text is not installed.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -65,6 +65,6 @@ def test_a_perplexity_that_is_no_number_is_refused(tiny_base, tmp_path, factor) 
     evaluate = smoke_config("evaluate.general.source=none").evaluate
     held_out = HeldOut(tokenizer, read_rows(tmp_path / "eval.parquet"), evaluate)
     with pytest.raises(
-        LoradagError, match=r"a perplexity is (nan|inf), computed in torch\.float32"
+        LoradagError, match=r"held-out perplexity is (nan|inf), computed in torch\.float32"
     ):
         measure(model, held_out, evaluate)
