@@ -78,7 +78,11 @@ def test_k_quants_round_to_their_bits_whatever_the_threads(type: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "importance", "message"),
-    [(np.inf, None, "NaN or infinity"), (1, np.full(256, np.nan), "NaN or infinity"), (1, np.ones(9), "9 c")],
+    [
+        (np.inf, None, "NaN or infinity"),
+        (1, np.full(256, np.nan), "NaN or infinity"),
+        (1, np.ones(9), "9 c"),
+    ],
 )
 def test_what_would_be_blocks_of_nonsense_is_refused(
     value: float, importance: np.ndarray | None, message: str
