@@ -14,7 +14,7 @@ batch. h: hidden size. I: intermediate size. V: vocabulary.
   needs that sum, and for the gradient twice the sum of one layer more.
 - activations: what autograd keeps of each layer for the backward pass, counted on the Llama family:
   b (10.4 h + 4 I) per token; on frozen weights b (8 h + 4 I), and with dropout before every adapter
-  b (17.6 h + 5 I). Fragmentation of the allocator adds nearly a half.
+  4 (9.6 h + I) more. Fragmentation of the allocator adds nearly a half.
 - logits: of 128 tokens in float32, as logits, log-probabilities and their gradients, times V; on a
   GPU trl's kernel has one tile of at most 4096 tokens by 32768 columns in the compute dtype. The
   held-out loss has those of at most 256 MiB three times, but no activations: the larger counts.
@@ -117,7 +117,8 @@ def train_memory(shape: Shape, params: Mapping[str, Any], longest: int | None) -
         weights = stored_bytes(shape, params["quantize"], width)
         kept += 4  # the adapter's own weights
     layers = 1 if train["gradient_checkpointing"] else shape.layers
-    activations = ALLOCATOR * width * tokens * layers * _kept_floats(shape, adapter)
+    computed = dtype_bytes(train["dtype"], params["runtime"])
+    activations = ALLOCATOR * tokens * layers * _kept_bytes(shape, adapter, computed)
     loss = LOGITS * 4 * min(tokens, LOSS_TOKENS) * shape.vocabulary
     held_out = HELD_OUT_LOGITS * min(HELD_OUT_BYTES, 4 * tokens * shape.vocabulary)
     return TrainMemory(
@@ -195,13 +196,14 @@ def _rounded_copies(params: Mapping[str, Any]) -> int:
     return 1 if params["adapter"]["variant"] == "none" else 3
 
 
-def _kept_floats(shape: Shape, adapter: Mapping[str, Any]) -> float:
-    """Numbers that autograd keeps per token and layer."""
+def _kept_bytes(shape: Shape, adapter: Mapping[str, Any], width: int) -> float:
+    """Bytes that autograd keeps for a token of a layer; `width`: of a number that is computed."""
     if adapter["variant"] == "none":
-        return 10.4 * shape.hidden + 4 * shape.intermediate
-    if adapter["dropout"]:
-        return 17.6 * shape.hidden + 5 * shape.intermediate
-    return 8.0 * shape.hidden + 4 * shape.intermediate
+        return width * (10.4 * shape.hidden + 4 * shape.intermediate)
+    kept = width * (8.0 * shape.hidden + 4 * shape.intermediate)
+    if adapter["dropout"]:  # peft drops inputs in the dtype of the adapter
+        kept += 4 * (9.6 * shape.hidden + shape.intermediate)
+    return kept
 
 
 def _on_gpu(runtime: Mapping[str, Any]) -> bool:
